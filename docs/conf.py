@@ -82,7 +82,8 @@ def gather() -> None:
         shutil.copytree(folder / "docs", place)
         for page in place.rglob("*.md"):
             text = page.read_text()
-            page.write_text(text if text.startswith("---\n") else FRONT + text)
+            if "{code-cell" in text and not text.startswith("---\n"):
+                page.write_text(FRONT + text)
         others = sorted(page.stem for page in place.glob("*.md") if page.stem != "index")
         with (place / "index.md").open("a") as index:
             index.write(f"\n\n{measured(folder)}\n\n```{{toctree}}\n:hidden:\n\n")
