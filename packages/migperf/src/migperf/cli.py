@@ -1,0 +1,82 @@
+"""The command line: ``migperf <subcommand>``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import cyclopts
+from cyclopts import App
+
+from .commands.control import apply, assert_command, export, recover
+from .commands.geometry import enumerate_command, place, profiles
+from .commands.planning import plan_command
+from .commands.simulator import sim_app
+from .errors import MigperfError
+
+__all__ = ["app", "main"]
+
+_HELP = """Benchmark, reconfigure and plan partitioned GPUs.
+
+Examples:
+
+    migperf sim start dgx-a100-80gb --state /tmp/node       a machine to play with
+
+    migperf apply --layout "3g.40gb, 2g.20gb" --sim /tmp/node
+
+    migperf enumerate a100-80gb --maximal
+
+    migperf plan demands.yaml --profiles runs/ --explain
+
+    migperf demo --out DIR
+
+Exit codes: 0 success, 2 bad input, 3 the computation says no, 4 no permission, 5 in use,
+6 reset required, 7 the host is too noisy to measure, 8 a workload ran out of memory, 130 Ctrl-C.
+"""
+
+app = App(
+    name="migperf",
+    help=_HELP,
+    help_format="markdown",
+    version=version("migperf"),
+    suppress_keyboard_interrupt=False,
+)
+app.command(enumerate_command, name="enumerate")
+app.command(place)
+app.command(profiles)
+app.command(apply)
+app.command(assert_command, name="assert")
+app.command(export)
+app.command(recover)
+app.command(sim_app)
+app.command(plan_command, name="plan")
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        result = app(
+            list(tokens), exit_on_error=False, print_error=False, result_action="return_value"
+        )
+    except cyclopts.CycloptsError as error:
+        text = " ".join(str(error).split())
+        print(f"migperf: {text} (see migperf --help)", file=sys.stderr)
+        return 2
+    except MigperfError as error:
+        print(f"migperf: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader went away (migperf ... | head): nothing is wrong here.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("migperf: interrupted", file=sys.stderr)
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The subcommands, grouped; `migperf.cli` puts them together."""

@@ -1,0 +1,1 @@
+"""File formats and names of NVIDIA's own tools."""

@@ -1,0 +1,1 @@
+"""The driver library: a typed wrapper over pynvml, and a simulated driver."""

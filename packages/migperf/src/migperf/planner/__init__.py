@@ -1,0 +1,1 @@
+"""The planner: exact integer program, heuristics, re-validation by simulation."""
