@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
+import pytest
 from migperf.boards import load_board
 from migperf.errors import InstanceInUse
 from migperf.layout import Layout, PlacedLayout, enumerate_layouts
