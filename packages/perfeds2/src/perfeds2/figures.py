@@ -1,0 +1,230 @@
+"""Figures of saved results. Nothing here looks at live state."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .compare import FormResult
+from .files import write_atomic
+from .result import RunResult
+
+COLOURS = ("#1b4f8a", "#c8501e", "#3b7d3b", "#7a4a91", "#8a6d1b", "#44606b")
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "font.size": 10,
+    "legend.frameon": False,
+    "savefig.dpi": 130,
+    "svg.hashsalt": "perfeds2",
+}
+
+
+def figure(width: float = 7.0, height: float = 3.6) -> tuple[Figure, Axes]:
+    """Empty figure without global state."""
+    with mpl.rc_context(STYLE):
+        fig = Figure(figsize=(width, height), layout="constrained")
+        return fig, fig.subplots()
+
+
+def save_png(fig: Figure, path: str | Path) -> Path:
+    """Write a PNG atomically."""
+    return write_atomic(path, lambda file: fig.savefig(file, format="png", dpi=130))
+
+
+def as_data_uri(fig: Figure) -> str:
+    """PNG as a data URI for a page without other files."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def loss_curves(results: Sequence[FormResult], title: str = "") -> Figure:
+    """Mean loss against simulated seconds with 95 % intervals over seeds."""
+    fig, ax = figure(7.5, 4.2)
+    longest = max(float(np.max(r.eval_s)) for form in results for r in form.runs)
+    grid = np.geomspace(longest / 300, longest, 240)
+    for colour, form in zip(COLOURS * 3, results):
+        mean, half = _on_grid(form.runs, grid)
+        end = max(float(r.eval_s[-1]) for r in form.runs)
+        keep = grid <= end
+        ax.plot(grid[keep], mean[keep], color=colour, label=form.form, lw=1.8)
+        ax.fill_between(
+            grid[keep],
+            np.maximum(mean - half, mean / 3)[keep],  # a log axis has no room for zero
+            (mean + half)[keep],
+            color=colour,
+            alpha=0.18,
+            lw=0,
+        )
+    target = results[0].target_loss
+    ax.axhline(target, color="#555555", lw=0.9, ls="--")
+    ax.annotate(f"target {target:g}", (grid[0], target), xytext=(2, 3), textcoords="offset points")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("simulated seconds")
+    ax.set_ylabel("personalised test loss")
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.legend()
+    return fig
+
+
+def _on_grid(
+    runs: Sequence[RunResult], grid: Float[np.ndarray, " points"]
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """Mean and half-width over runs; a run that has stopped keeps its last loss."""
+    rows = []
+    for run in runs:
+        at = np.searchsorted(run.eval_s, grid, side="right") - 1
+        rows.append(run.loss[np.maximum(at, 0)])
+    table = np.array(rows)
+    if len(table) < 2:
+        return table.mean(0), np.zeros(len(grid))
+    from scipy import stats
+
+    half = stats.t.ppf(0.975, len(table) - 1) * table.std(0, ddof=1) / np.sqrt(len(table))
+    return table.mean(0), half
+
+
+def gantt(run: RunResult, ues: int = 20, seconds: float | None = None) -> Figure:
+    """Draw what each UE does: computing, sending, or waiting until the round closes."""
+    fig, ax = figure(7.5, 4.6)
+    n = min(ues, run.config.ues)
+    end = seconds or float(run.close_s[min(9, len(run.close_s) - 1)])
+    close = run.close_s[run.rounds]
+    start = run.started_s
+    ready = start + run.compute_s[run.ues]
+    spans = (
+        ("compute", COLOURS[0], start, np.minimum(ready, run.arrival_s)),
+        ("upload", COLOURS[1], np.minimum(ready, run.arrival_s), run.arrival_s),
+        ("wait for the round", "#cccccc", run.arrival_s, close),
+    )
+    for name, colour, left, right in spans:
+        keep = (run.ues < n) & (left < end)
+        width = np.minimum(right, end)[keep] - left[keep]
+        ax.barh(run.ues[keep], width, left=left[keep], height=0.75, color=colour, label=name)
+    for t in run.close_s[run.close_s <= end]:
+        ax.axvline(t, color="black", lw=0.8, ls=":")
+    ax.set_xlim(0, end)
+    ax.set_ylim(-0.6, n - 0.4)
+    ax.set_yticks(np.arange(0, n, max(1, n // 10)))
+    ax.set_xlabel("simulated seconds (dotted: a round closes)")
+    ax.set_ylabel("UE")
+    ax.grid(visible=False)
+    fig.legend(loc="outside upper center", ncols=3)
+    return fig
+
+
+def staleness_histogram(run: RunResult) -> Figure:
+    """Draw a histogram of staleness."""
+    fig, ax = figure()
+    tau = run.staleness
+    counts = np.bincount(tau) if len(tau) else np.zeros(1)
+    ax.bar(np.arange(len(counts)), counts, color=COLOURS[0])
+    ax.set_xlabel("staleness (rounds)")
+    ax.set_ylabel("updates")
+    return fig
+
+
+def participation_bars(run: RunResult) -> Figure:
+    """Relative participation of each UE."""
+    fig, ax = figure()
+    eta = run.participation
+    ax.bar(np.arange(len(eta)), eta, color=COLOURS[2])
+    mean = run.config.schedule.participants / run.config.ues
+    ax.axhline(mean, color="#555555", lw=0.9, ls="--")
+    ax.annotate("A / n", (len(eta) - 1, mean), xytext=(0, 3), textcoords="offset points")
+    ax.set_xlabel("UE")
+    ax.set_ylabel("share of rounds with an update")
+    return fig
+
+
+def accuracy_cdf(runs: Sequence[tuple[str, RunResult]]) -> Figure:
+    """Distribution of the UEs' personalised accuracies."""
+    fig, ax = figure()
+    for colour, (name, run) in zip(COLOURS * 3, runs):
+        a = np.sort(run.ue_accuracy)
+        ax.step(a, np.arange(1, len(a) + 1) / len(a), where="post", color=colour, label=name)
+    ax.set_xlabel("personalised test accuracy of a UE")
+    ax.set_ylabel("share of UEs")
+    if len(runs) > 1:
+        ax.legend()
+    return fig
+
+
+def bandwidth_rounds(run: RunResult, rounds: int = 60) -> Figure:
+    """Shares of the band of each round's participants, stacked."""
+    fig, ax = figure()
+    count = min(rounds, len(run.counts))
+    band = run.config.system.bandwidth_hz
+    for ue in range(run.config.ues):
+        keep = (run.ues == ue) & (run.rounds < count)
+        below = np.zeros(keep.sum())
+        for i, k in enumerate(run.rounds[keep]):
+            before = (run.rounds == k) & (run.ues < ue)
+            below[i] = np.nansum(run.bandwidth_hz[before])
+        share = np.nan_to_num(run.bandwidth_hz[keep]) / band
+        ax.bar(run.rounds[keep], share, bottom=below / band, width=0.9,
+               color=mpl.colormaps["viridis"](ue / max(run.config.ues - 1, 1)))  # fmt: skip
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("round")
+    ax.set_ylabel("share of the band (colour: UE)")
+    ax.grid(visible=False)
+    return fig
+
+
+def bound_against_measurement(
+    rounds: Float[np.ndarray, " points"],
+    measured: Float[np.ndarray, " points"],
+    terms: dict[str, Float[np.ndarray, " points"]],
+) -> Figure:
+    """Terms of the bound and the measured mean squared gradient norm."""
+    fig, ax = figure(7.5, 4.0)
+    total = np.sum(list(terms.values()), axis=0)
+    ax.plot(rounds, total, color="black", lw=1.8, label="bound")
+    for colour, (name, values) in zip(COLOURS, terms.items()):
+        ax.plot(rounds, values, color=colour, lw=1, ls="--", label=name)
+    ax.plot(rounds, measured, color=COLOURS[1], lw=1.8, label="measured mean of |grad F|^2")
+    ax.set_yscale("log")
+    ax.set_xscale("log")
+    ax.set_xlabel("rounds")
+    ax.set_ylabel("squared gradient norm")
+    ax.legend()
+    return fig
+
+
+def bars(
+    names: Sequence[str], values: Sequence[float], label: str, errors: Sequence[float] | None = None
+) -> Figure:
+    """Horizontal bars with their values written behind them."""
+    fig, ax = figure(7.5, 0.55 * len(names) + 1.0)
+    at = np.arange(len(names))[::-1]
+    ax.barh(at, values, xerr=errors, color=COLOURS[0], height=0.6, ecolor="#555555")
+    for y, value, error in zip(at, values, errors or [0.0] * len(names)):
+        ax.annotate(
+            f"{value:.3g}",
+            (value + error, y),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    ax.set_yticks(at, names)
+    ax.margins(x=0.15)
+    ax.set_xlabel(label)
+    ax.grid(visible=False, axis="y")
+    return fig
+
+
+Draw = Callable[[RunResult], Figure]
