@@ -9,6 +9,7 @@ from .nvml.sim import Simulator
 from .placement import fragmentation
 from .planner.exact import plan
 from .planner.model import Demand, Plan
+from .study import Study
 from .transition import Transition, plan_transition
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "PlacedLayout",
     "Plan",
     "Simulator",
+    "Study",
     "Transition",
     "board_names",
     "enumerate_layouts",

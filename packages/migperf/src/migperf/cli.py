@@ -12,6 +12,8 @@ from cyclopts import App
 
 from .commands.control import apply, assert_command, export, recover
 from .commands.geometry import enumerate_command, place, profiles
+from .commands.measure import demo, doctor, report, slo
+from .commands.measure import run as run_study
 from .commands.planning import plan_command
 from .commands.simulator import sim_app
 from .errors import MigperfError
@@ -52,6 +54,11 @@ app.command(export)
 app.command(recover)
 app.command(sim_app)
 app.command(plan_command, name="plan")
+app.command(run_study, name="run")
+app.command(slo)
+app.command(doctor)
+app.command(report)
+app.command(demo)
 
 
 def run(tokens: Sequence[str]) -> int:

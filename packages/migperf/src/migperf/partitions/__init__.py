@@ -1,0 +1,1 @@
+"""Partition backends under one contract: MIG, MPS, time-slicing, and CPU cores."""

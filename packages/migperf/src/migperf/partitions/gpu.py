@@ -1,0 +1,150 @@
+"""GPU partitions: MIG devices, MPS clients, plain time-slicing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ..errors import InputError, MigperfError
+from ..mps import MpsDaemon, find_mps
+from ..node import Node
+from .base import Availability, CoreLayout, Grant, available_cores, thread_environment
+
+__all__ = ["Mig", "Mps", "TimeSlice"]
+
+Opener = Callable[[], Node]
+
+
+def _cuda_driver(opener: Opener) -> Availability:
+    try:
+        with opener() as node:
+            if not node.gpus:
+                return Availability(False, "the driver sees no GPU")
+            if node.simulated:
+                return Availability(
+                    False, "the driver is simulated: CUDA programs cannot run on it"
+                )
+            return Availability(True)
+    except MigperfError as error:
+        return Availability(False, str(error))
+
+
+class Mig:
+    """One MIG device per tenant.
+
+    Parameters
+    ----------
+    opener : callable
+        Opens the node.
+    gpu : int
+        GPU index.
+    allow_mode_change : bool
+        See `Gpu.set_mig_mode`.
+    """
+
+    name = "mig"
+    isolates = "multiprocessors, cache, memory and its bandwidth; not PCIe or the power budget"
+
+    def __init__(
+        self, opener: Opener = Node.open, gpu: int = 0, *, allow_mode_change: bool = False
+    ) -> None:
+        self._opener = opener
+        self._gpu = gpu
+        self._allow = allow_mode_change
+
+    def available(self) -> Availability:
+        """Ask for a driver and a GPU with MIG; a simulated one is enough to try it."""
+        try:
+            with self._opener() as node:
+                if not node.gpus or node.gpus[0].mig_mode() is None:
+                    return Availability(False, "no GPU with MIG")
+                if node.simulated:
+                    return Availability(True, "simulated driver: workloads run on the CPU")
+        except MigperfError as error:
+            return Availability(False, str(error))
+        return Availability(True)
+
+    @contextmanager
+    def open(self, layout: str) -> Iterator[list[Grant]]:
+        """Apply the layout, grant its devices, and put the former layout back."""
+        threads = max(1, len(available_cores()))
+        with self._opener() as node:
+            gpu = node.gpus[self._gpu]
+            with gpu.apply(layout, allow_mode_change=self._allow) as applied:
+                grants = []
+                for device in applied.devices:
+                    name = device.name.rsplit("MIG ", 1)[-1]
+                    env = {**thread_environment(threads), **device.env()}
+                    place = (self._gpu, device.gpu_instance_id)
+                    grants.append(Grant(name, env, (), threads, device=place))
+                yield grants
+
+
+class TimeSlice:
+    """Plain processes on one GPU, which the driver runs in turns."""
+
+    name = "timeslice"
+    isolates = "nothing"
+
+    def __init__(self, opener: Opener = Node.open, gpu: int = 0) -> None:
+        self._opener = opener
+        self._gpu = gpu
+
+    def available(self) -> Availability:
+        """Ask for a real driver."""
+        return _cuda_driver(self._opener)
+
+    @contextmanager
+    def open(self, layout: str) -> Iterator[list[Grant]]:
+        """Grant the whole GPU to as many tenants as the layout asks for: ``gpu*3``."""
+        match = re.fullmatch(r"gpu(?:\*(\d+))?", layout.strip())
+        if match is None or not 1 <= int(match[1] or 1) <= 64:
+            raise InputError.of("layout", layout, "gpu*N with N from 1 to 64")
+        with self._opener() as node:
+            uuid = node.gpus[self._gpu].uuid
+        threads = max(1, len(available_cores()))
+        env = {
+            **thread_environment(threads),
+            "CUDA_VISIBLE_DEVICES": uuid,
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        }
+        yield [Grant("timeslice", dict(env), (), threads) for _ in range(int(match[1] or 1))]
+
+
+class Mps:
+    """MPS clients with a limited share of multiprocessors each, on a GPU or a MIG device."""
+
+    name = "mps"
+    isolates = "share of multiprocessors (upper limit) and memory limit; not bandwidth or cache"
+
+    def __init__(self, opener: Opener = Node.open, gpu: int = 0) -> None:
+        self._opener = opener
+        self._gpu = gpu
+
+    def available(self) -> Availability:
+        """Ask for a real driver and nvidia-cuda-mps-control."""
+        state = _cuda_driver(self._opener)
+        if not state.ok:
+            return state
+        if find_mps() is None:
+            return Availability(False, "nvidia-cuda-mps-control is not on PATH")
+        return Availability(True)
+
+    @contextmanager
+    def open(self, layout: str) -> Iterator[list[Grant]]:
+        """Run a daemon, grant shares such as ``50%*2``, and end the daemon."""
+        parts = CoreLayout.parse(layout, percent=True).parts
+        with self._opener() as node:
+            uuid = node.gpus[self._gpu].uuid
+        threads = max(1, len(available_cores()))
+        with MpsDaemon(device=uuid) as daemon:
+            yield [
+                Grant(
+                    f"{part}%",
+                    {**thread_environment(threads), **daemon.client_env(percent=part)},
+                    (),
+                    threads,
+                )
+                for part in parts
+            ]

@@ -1,0 +1,1 @@
+"""What runs inside a partition: training and inference in several frameworks."""
