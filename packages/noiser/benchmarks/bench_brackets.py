@@ -19,7 +19,7 @@ def methods(model: SelfRegressionModel) -> dict:
         "gray world": baselines.gray_world,
         "histogram equalisation": baselines.histogram_equalisation,
         "noiser closed_form": lambda image: enhance(image, method="closed_form"),
-        "noiser paper": lambda image: enhance(image, model, "paper"),
+        "noiser paper": lambda image: enhance(image, "paper", model=model),
     }
 
 

@@ -34,7 +34,16 @@ def test_train_then_enhance(tmp_path, photograph, capsys):
     assert SelfRegressionModel.load(tmp_path / "srm.json").training["steps"] == 30
     Image.fromarray(photograph // 8).save(tmp_path / "dark.png")
     out = tmp_path / "out"
-    command = ["enhance", tmp_path / "dark.png", "-o", out, "--model", tmp_path / "srm.json"]
+    command = [
+        "enhance",
+        tmp_path / "dark.png",
+        "-o",
+        out,
+        "--method",
+        "paper",
+        "--model",
+        tmp_path / "srm.json",
+    ]
     assert run(*command) == 0
     with Image.open(out / "dark.png") as image:
         assert abs(np.asarray(image).mean() - 127) < 30
@@ -100,7 +109,7 @@ def test_the_input_is_never_overwritten(tmp_path, model_file, photograph, capsys
     "tokens",
     [
         ["enhance"], ["enhance", "a.png"], ["enhance", "a.png", "-o", "x", "--method", "magic"],
-        ["enhance", "a.png", "-o", "x"], ["train", "--steps", "many", "-o", "x"],
+        ["enhance", "a.png", "-o", "x", "--target", "7"], ["train", "--steps", "many", "-o", "x"],
         ["train", "-o", "x.json", "--steps", "0"], ["train"], ["nothing"], ["demo"],
         ["train", "-o", "x.json", "--sigma", "nan"], ["enhance", "a.png", "-o", "x", "--bogus"],
         ["enhance", "a.png", "-o", "x", "--model", "missing.json"], ["train", "-o", "."],

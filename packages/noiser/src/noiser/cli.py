@@ -5,30 +5,42 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from noiser.enhancement import Method, enhance
+from noiser.assess import assess
+from noiser.batch import Outcome, plan, run_jobs, take_shard
+from noiser.cube import Cube
+from noiser.enhancement import Denoise, Enhancer, Method, Settings
 from noiser.errors import InputError
-from noiser.files import make_folder
+from noiser.files import make_folder, write_atomically
+from noiser.gallery import gallery_page
 from noiser.image_array import Padding
-from noiser.images import WRITABLE, read_picture, write_picture
+from noiser.images import read_picture
 from noiser.network import SelfRegressionModel
 from noiser.noise import NoiseKind
 from noiser.training import TrainingLog, TrainingRecipe, train
 
 _EXAMPLES = """Examples:
 
-  noiser train -o srm.json
+  noiser enhance night.jpg dusk.png -o out
 
-  noiser enhance night.jpg dusk.png -o out --model srm.json
+  noiser enhance photos -o out --recursive --resume --gallery out/index.html
 
-  noiser enhance night.png -o out --method closed_form --strength 0.7
+  noiser enhance night.png -o out --method paper --strength 0.7
+
+  noiser assess photos --json
+
+  noiser lut shot.png -o look.cube
+
+  noiser train --seed 1 -o srm.json
 
   noiser demo --out demo
 
@@ -127,74 +139,189 @@ def enhance_command(
     images: Annotated[list[Path], Parameter(negative="")],
     *,
     out: Annotated[Path, Parameter(name=["--out", "-o"])],
-    model: Path | None = None,
-    method: Method = "paper",
+    method: Method = "auto",
     strength: float = 1.0,
+    target: float | Literal["auto"] = "auto",
+    contrast: float = 0.5,
+    chroma: float = 0.5,
+    black_point: float | None = None,
+    denoise: Denoise = "off",
     padding: Padding = "reflect",
+    model: Path | None = None,
+    threads: int | None = None,
+    recursive: bool = False,
+    format: str = "keep",
+    resume: bool = False,
+    shard: str = "1/1",
+    report: Path | None = None,
+    gallery: Path | None = None,
+    json: bool = False,
 ) -> int:
-    """Enhance image files and write them under their names into a folder.
+    """Enhance image files, or all images of folders, and write them into a folder.
 
-    Example: noiser enhance night.jpg dusk.png -o out --model srm.json
+    Example: noiser enhance photos -o out --recursive --resume --gallery out/index.html
 
     Parameters
     ----------
     images
-        Files: PNG (8 or 16 bits), JPEG, WebP, TIFF, BMP.
+        Files (PNG with 8 or 16 bits, JPEG, WebP, TIFF, BMP and what else Pillow reads), folders.
     out
         Folder to write into; created.
-    model
-        Network written by 'noiser train'; the method paper needs one.
     method
-        paper (the network) or closed_form (z-score and tanh, no network).
+        auto (plus, as far as the exposure needs it), plus (tone curve with kept colours and
+        detail), paper (the network), closed_form (z-score and tanh, no network).
     strength
         0 leaves the image as it is, 1 is the full effect.
+    target
+        Wanted mean of the result, between 0 and 1, or auto.
+    contrast
+        0 ... 1; 0.5 is neutral.
+    chroma
+        0 (gray world) ... 1 (colours kept); 0.5 is neutral.
+    black_point
+        Fraction of the darkest values that become black, 0 ... 0.2.
+    denoise
+        off, auto, or a standard deviation in 0 ... 0.5; of the methods auto and plus.
     padding
         Border rule of the network.
+    model
+        Network written by 'noiser train'; without it, the one that ships with the package.
+    threads
+        Processor threads; without it, all cores.
+    recursive
+        Look into sub-folders.
+    format
+        Suffix of the results, such as .png, or keep.
+    resume
+        Leave out files whose result is there already.
+    shard
+        i/n: do every n-th file, beginning with the i-th.
+    report
+        JSON file for what became of each file.
+    gallery
+        HTML page with before and after.
+    json
+        Print the report to standard output instead of the names.
     """
     if not images:
         raise InputError("images=[] is not allowed: name at least one image file")
-    if method == "paper" and model is None:
-        raise InputError(
-            "model=None is not allowed with --method paper: name a file written by 'noiser train',"
-            " or use --method closed_form"
-        )
-    network = None if model is None else SelfRegressionModel.load(model)
+    settings = Settings(
+        method, strength, target, contrast, chroma, black_point, denoise, padding, None, threads
+    )
+    enhancer = Enhancer(None if model is None else SelfRegressionModel.load(model), settings)
     make_folder(out)
-    failures = []
-    for path in images:
+    jobs = take_shard(plan(images, out, recursive, None if format == "keep" else format), shard)
+    outcomes: list[Outcome] = []
+    wanted = bool(report or gallery or json)
+    with _progress("enhancing", len(jobs)) as progress:
+        for outcome in run_jobs(jobs, enhancer, resume, wanted):
+            outcomes.append(outcome)
+            progress.update(progress.task_ids[0], completed=len(outcomes))
+            _tell(outcome, quiet=json)
+    failed = sum(outcome.status == "failed" for outcome in outcomes)
+    content = {
+        "schema_version": 1,
+        "settings": asdict(settings),
+        "files": [outcome.to_json() for outcome in outcomes],
+    }
+    text = dumps(content, indent=1) + "\n"
+    if report is not None:
+        write_atomically(report, text.encode())
+    if gallery is not None:
+        pairs = [(o.source, o.target) for o in outcomes if o.status != "failed"]
+        write_atomically(gallery, gallery_page(pairs, settings.method).encode())
+        print(gallery, file=sys.stderr)
+    if json:
+        print(text, end="")
+    return 0 if failed == 0 else _PARTIAL if failed < len(outcomes) else 2
+
+
+def _tell(outcome: Outcome, quiet: bool) -> None:
+    if outcome.status == "failed":
+        print(outcome.reason, file=sys.stderr)
+        return
+    for note in outcome.notes:
+        print(f"{outcome.source}: {note}", file=sys.stderr)
+    if not quiet and outcome.status == "written":
+        print(outcome.target)
+
+
+@app.command(name="assess")
+def assess_command(
+    images: Annotated[list[Path], Parameter(negative="")],
+    *,
+    recursive: bool = False,
+    json: bool = False,
+) -> int:
+    """Tell how images are exposed and what the method auto would do.
+
+    Example: noiser assess photos --json
+
+    Parameters
+    ----------
+    images
+        Files or folders.
+    recursive
+        Look into sub-folders.
+    json
+        Print one JSON document.
+    """
+    if not images:
+        raise InputError("images=[] is not allowed: name at least one image file")
+    found, failures = {}, []
+    for job in plan(images, Path(), recursive):
         try:
-            _enhance_file(path, out, network, method, strength, padding)
+            found[str(job.source)] = assess(read_picture(job.source).pixels)
         except InputError as error:
-            failures.append(str(error))
+            failures.append(f"{error}")
+    if json:
+        print(dumps({name: report.to_json() for name, report in found.items()}, indent=1))
+    else:
+        for name, report in found.items():
+            print(
+                f"{name}: {report.recommendation}, mean {report.mean:.2f}, dark {report.under:.0%},"
+                f" bright {report.over:.0%}, cast {report.cast:.2f}, noise {report.noise_sigma:.4f}"
+            )
     for failure in failures:
         print(failure, file=sys.stderr)
-    if failures:
-        return _PARTIAL if len(failures) < len(images) else 2
+    return 0 if not failures else _PARTIAL if found else 2
+
+
+@app.command(name="lut")
+def lut_command(
+    image: Path,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    method: Literal["auto", "plus", "closed_form"] = "plus",
+    size: int = 33,
+    contrast: float = 0.5,
+    chroma: float = 0.5,
+) -> int:
+    """Write the colour curve that an image gets as a .cube file for video and photo software.
+
+    Example: noiser lut shot.png -o look.cube
+
+    Parameters
+    ----------
+    image
+        Shot that the curve is measured on.
+    output
+        .cube file to write.
+    method
+        The network is left out: it looks at neighbours, a table cannot.
+    size
+        Nodes along one axis, 2 ... 256.
+    contrast
+        0 ... 1; 0.5 is neutral.
+    chroma
+        0 ... 1; 0.5 is neutral.
+    """
+    enhancer = Enhancer(settings=Settings(method, contrast=contrast, chroma=chroma))
+    pixels = read_picture(image).pixels
+    cube = Cube.sample(lambda rgb: enhancer.map_colours(pixels, rgb), size, f"noiser {method}")
+    cube.save(output)
+    print(output)
     return 0
-
-
-def _enhance_file(
-    path: Path,
-    out: Path,
-    network: SelfRegressionModel | None,
-    method: Method,
-    strength: float,
-    padding: Padding,
-) -> None:
-    target = out / (path.name if path.suffix.lower() in WRITABLE else f"{path.stem}.png")
-    if target.exists() and path.exists() and target.samefile(path):
-        raise InputError(f"out={str(out)!r} would overwrite the input: name another folder")
-    picture = read_picture(path)
-    try:
-        pixels = enhance(picture.pixels, network, method, strength, padding)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    if (picture.pixels == picture.pixels[:1, :1]).all():
-        print(f"{path}: has one single colour and was left unchanged", file=sys.stderr)
-    for note in picture.notes:
-        print(f"{path}: {note}", file=sys.stderr)
-    write_picture(picture.with_pixels(pixels), target)
-    print(target)
 
 
 @app.command(name="demo")

@@ -70,7 +70,9 @@ def _methods(model: SelfRegressionModel) -> dict[str, Callable[[np.ndarray], np.
         "gray world": baselines.gray_world,
         "histogram equalisation": baselines.histogram_equalisation,
         "noiser closed form": lambda image: metrics.as_float(enhance(image, method="closed_form")),
-        "noiser paper (network)": lambda image: metrics.as_float(enhance(image, model, "paper")),
+        "noiser paper (network)": lambda image: metrics.as_float(
+            enhance(image, "paper", model=model)
+        ),
     }
 
 

@@ -2,43 +2,294 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from noiser.baselines import zscore
+from noiser.assess import assess
+from noiser.environment import available_cores
 from noiser.errors import InputError
-from noiser.forward import forward
-from noiser.image_array import Padding, check_image, full_scale
+from noiser.image_array import Padding, check_image, check_padding, full_scale
 from noiser.metrics import as_float
-from noiser.network import SelfRegressionModel
+from noiser.native import lookup
+from noiser.network import INSTANCE_NORM_EPS, SelfRegressionModel
+from noiser.passes import apply_network, check_threads, collect_statistics
+from noiser.statistics import PatchStatistics, check_tile
+from noiser.tone import ToneCurve, exponent_for_mean, light, measure_curve
 
 if TYPE_CHECKING:
-    from jaxtyping import Num
+    from jaxtyping import Float, Num
 
-Method = Literal["paper", "closed_form"]
+Method = Literal["auto", "plus", "paper", "closed_form"]
 METHODS: tuple[str, ...] = get_args(Method)
+Denoise = Literal["off", "auto"] | float
+
+
+@cache
+def pretrained() -> SelfRegressionModel:
+    """Return the network that ships with the package: `noiser train --seed 0`, noise alone."""
+    text = files("noiser").joinpath("data/srm18.json").read_text(encoding="utf-8")
+    return SelfRegressionModel.from_json(text, "srm18")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Dials of the enhancement.
+
+    Parameters
+    ----------
+    method : "paper", the self-regression network with whole-image normalisation;
+        "closed_form", per-channel z-score and tanh, no network; "plus", a tone curve with
+        de-skewing, kept colours and returned detail; "auto", "plus" as far as the exposure needs it
+    strength : 0 returns the image, 1 the full effect
+    target : wanted mean of the result in (0, 1), or "auto" for what the method gives
+    contrast : 0 ... 1, slope of the tone curve of "plus" and "closed_form"; 0.5 is neutral
+    chroma : 0 ... 1, from gray world to kept colours, of "plus"; 0.5 is neutral
+    black_point : fraction of the darkest values that become black, 0 ... 0.2; None for none
+    denoise : "off", "auto", or a standard deviation in 0 ... 0.5, of "plus"
+    padding : border rule of the network
+    tile : rows treated at a time by the network; the result does not depend on it
+    threads : None for all cores of the process
+
+    Raises
+    ------
+    InputError
+        A dial is out of range.
+    """
+
+    method: Method = "auto"
+    strength: float = 1.0
+    target: float | Literal["auto"] = "auto"
+    contrast: float = 0.5
+    chroma: float = 0.5
+    black_point: float | None = None
+    denoise: Denoise = "off"
+    padding: Padding = "reflect"
+    tile: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"method={self.method!r} is not allowed: one of {', '.join(METHODS)}")
+        for name in ("strength", "contrast", "chroma"):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value <= 1):
+                raise InputError(f"{name}={value!r} is not allowed: a number in [0, 1]")
+        if self.target != "auto" and not (_is_number(self.target) and 0 < self.target < 1):
+            raise InputError(
+                f"target={self.target!r} is not allowed: 'auto' or a number between 0 and 1"
+            )
+        if self.black_point is not None and not (
+            _is_number(self.black_point) and 0 <= self.black_point <= 0.2
+        ):
+            raise InputError(
+                f"black_point={self.black_point!r} is not allowed: None or a number in [0, 0.2]"
+            )
+        if self.denoise not in ("off", "auto") and not (
+            _is_number(self.denoise) and 0 <= float(self.denoise) <= 0.5
+        ):
+            raise InputError(
+                f"denoise={self.denoise!r} is not allowed: 'off', 'auto' or a number in [0, 0.5]"
+            )
+        check_padding(self.padding)
+        check_tile(self.tile)
+        if self.threads is not None:
+            check_threads(self.threads)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Enhancer:
+    """Enhance many images with one model and one set of dials.
+
+    Parameters
+    ----------
+    model : a network, or None for the one that ships with the package
+    settings : the dials
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> dark = np.random.default_rng(0).integers(0, 40, (32, 48, 3)).astype(np.uint8)
+    >>> enhancer = Enhancer(settings=Settings(method="paper"))
+    >>> enhancer.statistics(dark)
+    PatchStatistics(1536 pixels, mean RGB 0.076, 0.078, 0.077)
+    >>> enhancer(dark).dtype.name
+    'uint8'
+    """
+
+    model: SelfRegressionModel | None = None
+    settings: Settings = Settings()
+
+    @property
+    def network(self) -> SelfRegressionModel:
+        """The network in use."""
+        return pretrained() if self.model is None else self.model
+
+    @property
+    def _threads(self) -> int:
+        return available_cores() if self.settings.threads is None else self.settings.threads
+
+    def __call__(self, image: Num[np.ndarray, "height width 3"]) -> np.ndarray:
+        """Enhance one image; see `enhance`."""
+        check_image(image)
+        settings = self.settings
+        strength = settings.strength
+        if settings.method == "auto":
+            strength *= assess(image).strength
+        if strength == 0 or is_one_colour(image):
+            return image.copy()
+        plain = strength == 1 and settings.target == "auto" and settings.black_point is None
+        if plain and settings.method == "closed_form" and image.dtype == np.uint8:
+            return lookup(image, self._table(image), self._threads)
+        if plain and settings.method == "paper":
+            return self.run_network(image, self.statistics(image), np.empty_like(image))
+        value = self._finish(self._light(image))
+        if strength < 1:
+            before = as_float(image)
+            value = before + strength * (value - before)
+        return to_type(value, image.dtype)
+
+    def statistics(self, image: Num[np.ndarray, "height width 3"]) -> PatchStatistics:
+        """Measure what the network's normalisation needs, in one pass."""
+        settings = self.settings
+        return collect_statistics(image, settings.padding, settings.tile, self._threads)
+
+    def run_network(
+        self,
+        image: Num[np.ndarray, "height width 3"],
+        statistics: PatchStatistics,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Apply the network with given statistics; see `apply_network`."""
+        settings = self.settings
+        return apply_network(
+            self.network, image, statistics, settings.padding, settings.tile, self._threads,
+            INSTANCE_NORM_EPS, out,
+        )  # fmt: skip
+
+    def curve(self, image: Num[np.ndarray, "height width 3"]) -> ToneCurve:
+        """Measure the tone curve of the method "plus"."""
+        settings = self.settings
+        return measure_curve(as_float(image), settings.contrast, settings.chroma)[0]
+
+    def map_colours(
+        self, image: Num[np.ndarray, "height width 3"], rgb: Float[np.ndarray, "*shape 3"]
+    ) -> Float[np.ndarray, "*shape 3"]:
+        """Send colours through the curve that was measured on an image: no neighbours, no network.
+
+        Parameters
+        ----------
+        image : where mean, deviation and skew are measured
+        rgb : colours in [0, 1]
+
+        Returns
+        -------
+        colours in [0, 1]
+
+        Raises
+        ------
+        InputError
+            The method is "paper", which looks at neighbours.
+        """
+        check_image(image)
+        if self.settings.method == "paper":
+            raise InputError(
+                "method='paper' is not allowed here: the network looks at neighbours, a table"
+                " cannot; use closed_form or plus"
+            )
+        if self.settings.method == "closed_form":
+            return _zscore_curve(image, rgb, self.settings.contrast)
+        strength = assess(image).strength if self.settings.method == "auto" else 1.0
+        return np.asarray(rgb + strength * (self.curve(image).map_colours(rgb) - rgb))
+
+    def _table(self, image: np.ndarray) -> np.ndarray:
+        levels = np.repeat(np.arange(256)[:, None] / 255, 3, axis=1)
+        value = _zscore_curve(image, levels, self.settings.contrast)
+        return np.ascontiguousarray(to_type(value, image.dtype).T)
+
+    def _light(self, image: np.ndarray) -> np.ndarray:
+        settings = self.settings
+        if settings.method == "paper":
+            return self.run_network(image, self.statistics(image)).astype(np.float64)
+        if settings.method == "closed_form":
+            return _zscore_curve(image, as_float(image), settings.contrast)
+        value = np.clip(as_float(image), 0, 1)
+        curve, powered = measure_curve(value, settings.contrast, settings.chroma)
+        return light(curve, powered, settings.denoise)
+
+    def _finish(self, value: np.ndarray) -> np.ndarray:
+        black = self.settings.black_point
+        if black is not None:
+            level = min(float(np.quantile(value, black)), 0.95)
+            value = np.clip((value - level) / (1 - level), 0, 1)
+        if self.settings.target != "auto":
+            value = value ** exponent_for_mean(value, float(self.settings.target))
+        return value
+
+
+def is_one_colour(image: Num[np.ndarray, "height width 3"]) -> bool:
+    """Whether all pixels are equal, so that there is nothing to enhance."""
+    return all(bool((row == image[0, 0]).all()) for row in image)
+
+
+def to_type(value: Float[np.ndarray, "*shape"], dtype: np.dtype) -> Num[np.ndarray, "*shape"]:
+    """Clip to [0, 1] and convert: integers take their full scale, rounded."""
+    value = np.clip(value, 0, 1)
+    if dtype.kind == "f":
+        return value.astype(dtype)
+    return np.asarray(np.rint(value * full_scale(dtype)), dtype=dtype)
+
+
+def _channel_moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, full scale 1."""
+    if image.dtype == np.uint8:
+        counts = np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)])
+        levels = np.arange(256) / 255
+        mean = counts @ levels / counts[0].sum()
+        square = counts @ levels**2 / counts[0].sum()
+        return mean, np.sqrt(np.maximum(square - mean**2, 0))
+    value = as_float(image)
+    return value.mean(axis=(0, 1)), value.std(axis=(0, 1))
+
+
+def _zscore_curve(
+    image: Num[np.ndarray, "height width 3"], rgb: Float[np.ndarray, "*shape 3"], slope: float
+) -> Float[np.ndarray, "*shape 3"]:
+    mean, deviation = _channel_moments(image)
+    z = (rgb - mean) / np.maximum(deviation, 1e-6)
+    return np.asarray(0.5 + 0.5 * np.tanh(slope * z))
 
 
 def enhance(
     image: Num[np.ndarray, "height width 3"],
-    model: SelfRegressionModel | None = None,
-    method: Method = "paper",
+    method: Method = "auto",
     strength: float = 1.0,
+    target: float | Literal["auto"] = "auto",
+    contrast: float = 0.5,
+    chroma: float = 0.5,
+    black_point: float | None = None,
+    denoise: Denoise = "off",
     padding: Padding = "reflect",
     tile: int | None = None,
+    model: SelfRegressionModel | None = None,
+    threads: int | None = None,
 ) -> Num[np.ndarray, "height width 3"]:
     """Enhance one image.
 
     Parameters
     ----------
     image : (height, width, 3) sRGB, uint8, uint16 or float in [0, 1]
-    model : network; needed by the method "paper"
-    method : "paper", the self-regression network with whole-image normalisation;
-        "closed_form", per-channel z-score and tanh, no network
-    strength : 0 returns the image, 1 the full effect
-    padding : border rule of the network, see `forward`
-    tile : rows treated at a time; the result does not depend on it
+    method, strength, target, contrast, chroma, black_point, denoise, padding, tile, threads
+        see `Settings`
+    model : network of the method "paper"; None for the one that ships with the package
 
     Returns
     -------
@@ -47,32 +298,17 @@ def enhance(
     Raises
     ------
     InputError
-        The image or an option is not allowed.
+        The image or a dial is not allowed.
 
     Examples
     --------
     >>> import noiser, numpy as np
     >>> dark = np.random.default_rng(0).integers(0, 40, (32, 48, 3)).astype(np.uint8)
-    >>> light = noiser.enhance(dark, method="closed_form")
-    >>> light.dtype.name, light.shape, bool(abs(light.mean() / 255 - 0.5) < 0.02)
+    >>> light = noiser.enhance(dark)
+    >>> light.dtype.name, light.shape, bool(abs(light.mean() / 255 - 0.5) < 0.1)
     ('uint8', (32, 48, 3), True)
     """
-    check_image(image)
-    if method not in METHODS:
-        raise InputError(f"method={method!r} is not allowed: one of {', '.join(METHODS)}")
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength={strength} is not allowed: a number in [0, 1]")
-    if strength == 0 or (image == image[:1, :1]).all():
-        return image.copy()
-    if method == "closed_form":
-        value = zscore(image)
-    elif model is None:
-        raise InputError("model=None is not allowed with method='paper': train or load one")
-    else:
-        value = forward(model, image, padding, tile)
-    if strength < 1:
-        value = as_float(image) + strength * (value - as_float(image))
-    if image.dtype.kind == "f":
-        return np.asarray(np.clip(value, 0, 1), dtype=image.dtype)
-    white = full_scale(image.dtype)
-    return np.asarray(np.rint(np.clip(value, 0, 1) * white), dtype=image.dtype)
+    settings = Settings(
+        method, strength, target, contrast, chroma, black_point, denoise, padding, tile, threads
+    )
+    return Enhancer(model, settings)(image)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from noiser import native
 from noiser.errors import InputError
 
 if TYPE_CHECKING:
@@ -116,6 +117,9 @@ def decode16(data: bytes, name: str = "image") -> UInt16[np.ndarray, "height wid
 
 def unfilter(lines: np.ndarray, pixel: int, name: str) -> np.ndarray:
     """Undo the row filters of PNG (section 9 of the specification): (rows, bytes) uint8."""
+    compiled = native.unfilter(lines, pixel, name)
+    if compiled is not None:
+        return compiled
     height, stride = lines.shape[0], lines.shape[1] - 1
     out = np.zeros((height + 1, stride), dtype=np.uint8)
     for y in range(height):

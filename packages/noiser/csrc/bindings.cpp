@@ -1,0 +1,208 @@
+// The Python module: arrays in, arrays out, no state.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "kernels.hpp"
+#include "parallel.hpp"
+#include "unfilter.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using Array = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using ReadOnly = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+
+namespace {
+
+template <typename A>
+noiser::Sample sample_of(const A& array) {
+    if (array.dtype() == nb::dtype<std::uint8_t>()) return noiser::Sample::u8;
+    if (array.dtype() == nb::dtype<std::uint16_t>()) return noiser::Sample::u16;
+    if (array.dtype() == nb::dtype<float>()) return noiser::Sample::f32;
+    if (array.dtype() == nb::dtype<double>()) return noiser::Sample::f64;
+    throw std::invalid_argument("samples must be uint8, uint16, float32 or float64");
+}
+
+void check(bool holds, const char* rule) {
+    if (!holds) throw std::invalid_argument(rule);
+}
+
+noiser::ImageView view_of(const ReadOnly& band, std::int64_t first, std::int64_t height) {
+    check(band.ndim() == 3 && band.shape(2) == 3, "band must be (rows, width, 3)");
+    const auto rows = static_cast<std::int64_t>(band.shape(0));
+    check(rows > 0 && band.shape(1) > 0, "band must not be empty");
+    check(first >= 0 && first + rows <= height, "band must lie inside the image");
+    return {band.data(), sample_of(band),
+            first,       rows,
+            height,      static_cast<std::int64_t>(band.shape(1))};
+}
+
+// The rows of the image that [begin, end) needs must be in the band.
+void check_rows(const noiser::ImageView& image, std::int64_t begin, std::int64_t end,
+                std::int64_t halo) {
+    for (std::int64_t y = begin - halo; y < end + halo; ++y) {
+        const std::int64_t row = noiser::mirror(y, image.height);
+        check(row >= image.first && row < image.first + image.rows, "band misses rows");
+    }
+    check(begin >= image.first && begin < end && end <= image.first + image.rows,
+          "rows must lie inside the band");
+}
+
+// Rows are handed out in pieces of this many; each piece repeats two hidden rows of its neighbour.
+constexpr std::int64_t PIECE = 64;
+
+void network_rows(const ReadOnly& band, std::int64_t first, std::int64_t height, std::int64_t begin,
+                  std::int64_t end, const Array& out, const Floats& conv1_weight,
+                  const Floats& conv1_bias, const Floats& conv2_weight, const Floats& conv2_bias,
+                  const Floats& centre, float scale, bool zeros, const Floats& border, int threads,
+                  const std::string& instructions) {
+    const noiser::ImageView image = view_of(band, first, height);
+    check_rows(image, begin, end, 2);
+    const auto channels = conv1_bias.size();
+    check(channels > 0 && conv1_weight.size() == 27 * channels &&
+              conv2_weight.size() == 27 * channels && conv2_bias.size() == 3 &&
+              centre.size() == 3 && border.size() == 3,
+          "weights have wrong sizes");
+    check(out.ndim() == 3 && out.shape(0) == static_cast<std::size_t>(end - begin) &&
+              out.shape(1) == band.shape(1) && out.shape(2) == 3,
+          "out must be (end - begin, width, 3)");
+    check(threads >= 1, "threads must be at least 1");
+    noiser::Network net{static_cast<int>(channels), conv1_weight.data(), conv1_bias.data(),
+                        conv2_weight.data(),        conv2_bias.data(),   {},
+                        scale,                      zeros,               {}};
+    for (int c = 0; c < 3; ++c) {
+        net.centre[c] = centre.data()[c];
+        net.border[c] = border.data()[c];
+    }
+    const noiser::Kernels kernels = noiser::choose_kernels(instructions.c_str());
+    const noiser::Sample out_sample = sample_of(out);
+    static constexpr std::size_t size[] = {1, 2, 4, 8};
+    const std::size_t row_bytes = static_cast<std::size_t>(image.width) * 3 * size[static_cast<int>(out_sample)];
+    char* to = static_cast<char*>(out.data());
+    nb::gil_scoped_release release;
+    noiser::in_pieces(begin, end, PIECE, threads, [&](std::int64_t a, std::int64_t b) {
+        kernels.network_rows(net, image, a, b, to + static_cast<std::size_t>(a - begin) * row_bytes,
+                             out_sample);
+    });
+}
+
+// Add the sums of the padded rows [begin, end) to products (27 x 27) and total (27).
+template <typename Sum>
+void accumulate(const Sum* sums, std::int64_t begin, std::int64_t end, std::int64_t height,
+                Sum* products, Sum* total) {
+    for (std::int64_t r = begin; r < end; ++r, sums += noiser::ROW_SUMS)
+        for (int dy = 0; dy < 3; ++dy) {
+            // Patch row dy of the image row y is the padded row y + dy - 1.
+            const std::int64_t y = r + 1 - dy;
+            if (y < 0 || y >= height) continue;
+            for (int c = 0; c < 3; ++c)
+                for (int dx = 0; dx < 3; ++dx) total[c * 9 + dy * 3 + dx] += sums[243 + c * 3 + dx];
+            for (int lag = 0; lag + dy < 3; ++lag)
+                for (int c = 0; c < 3; ++c)
+                    for (int d = 0; d < 3; ++d) {
+                        const Sum* from = sums + ((lag * 3 + c) * 3 + d) * 9;
+                        for (int dx = 0; dx < 3; ++dx)
+                            for (int ex = 0; ex < 3; ++ex) {
+                                const int i = c * 9 + dy * 3 + dx;
+                                const int j = d * 9 + (dy + lag) * 3 + ex;
+                                products[i * 27 + j] += from[dx * 3 + ex];
+                                if (lag > 0) products[j * 27 + i] += from[dx * 3 + ex];
+                            }
+                    }
+        }
+}
+
+template <typename Sum, typename Rows>
+void add_rows(const noiser::ImageView& image, bool zeros, std::int64_t begin, std::int64_t end,
+              int threads, Rows rows, Sum* products, Sum* total) {
+    // A piece of rows at a time, so that the row sums stay small; added in the order of the rows.
+    constexpr std::int64_t BATCH = 512;
+    std::vector<Sum> sums;
+    for (std::int64_t from = begin; from < end; from += BATCH) {
+        const std::int64_t until = std::min(from + BATCH, end);
+        sums.resize(static_cast<std::size_t>((until - from) * noiser::ROW_SUMS));
+        noiser::in_pieces(from, until, PIECE, threads, [&](std::int64_t a, std::int64_t b) {
+            rows(image, zeros, a, b, &sums[static_cast<std::size_t>((a - from) * noiser::ROW_SUMS)]);
+        });
+        accumulate(sums.data(), from, until, image.height, products, total);
+    }
+}
+
+void patch_sums(const ReadOnly& band, std::int64_t first, std::int64_t height, std::int64_t begin,
+                std::int64_t end, const Array& products, const Array& total, bool zeros,
+                int threads, const std::string& instructions) {
+    const noiser::ImageView image = view_of(band, first, height);
+    check(begin >= -1 && begin < end && end <= height + 1, "rows must lie in [-1, height]");
+    for (std::int64_t r = begin; r < std::min(end + 2, height + 1); ++r) {
+        const std::int64_t y = noiser::mirror(r, height);
+        check((zeros && (r < 0 || r >= height)) ||
+                  (y >= image.first && y < image.first + image.rows),
+              "band misses rows");
+    }
+    const bool integer = image.sample == noiser::Sample::u8 || image.sample == noiser::Sample::u16;
+    const auto wanted = integer ? nb::dtype<std::int64_t>() : nb::dtype<double>();
+    check(products.dtype() == wanted && total.dtype() == wanted && products.size() == 729 &&
+              total.size() == 27,
+          "products and total must be 27 x 27 and 27 of int64 (integer images) or float64");
+    check(image.width < (1 << 21), "rows must have below 2^21 pixels");
+    check(threads >= 1, "threads must be at least 1");
+    const noiser::Kernels kernels = noiser::choose_kernels(instructions.c_str());
+    nb::gil_scoped_release release;
+    if (integer)
+        add_rows(image, zeros, begin, end, threads, kernels.integer_row_sums,
+                 static_cast<std::int64_t*>(products.data()),
+                 static_cast<std::int64_t*>(total.data()));
+    else
+        add_rows(image, zeros, begin, end, threads, kernels.float_row_sums,
+                 static_cast<double*>(products.data()), static_cast<double*>(total.data()));
+}
+
+using Bytes = nb::ndarray<const std::uint8_t, nb::c_contig, nb::device::cpu>;
+using MutableBytes = nb::ndarray<std::uint8_t, nb::c_contig, nb::device::cpu>;
+
+// out[p][c] = table[c][in[p][c]]
+void lookup(const Bytes& image, const Bytes& table, const MutableBytes& out, int threads) {
+    check(image.ndim() == 3 && image.shape(2) == 3 && out.size() == image.size(),
+          "image must be (rows, width, 3), out of the same size");
+    check(table.size() == 768, "table must be (3, 256)");
+    check(threads >= 1, "threads must be at least 1");
+    const std::uint8_t *from = image.data(), *t = table.data();
+    std::uint8_t* to = out.data();
+    const auto pixels = static_cast<std::int64_t>(image.size() / 3);
+    nb::gil_scoped_release release;
+    noiser::in_pieces(0, pixels, 1 << 18, threads, [&](std::int64_t a, std::int64_t b) {
+        for (std::int64_t p = a; p < b; ++p) {
+            to[3 * p] = t[from[3 * p]];
+            to[3 * p + 1] = t[256 + from[3 * p + 1]];
+            to[3 * p + 2] = t[512 + from[3 * p + 2]];
+        }
+    });
+}
+
+bool unfilter(const Bytes& lines, int pixel, const MutableBytes& out) {
+    check(lines.ndim() == 2 && out.ndim() == 2 && out.shape(0) == lines.shape(0) &&
+              out.shape(1) + 1 == lines.shape(1) && pixel >= 1 && pixel <= 8,
+          "lines must be (rows, 1 + bytes), out (rows, bytes)");
+    nb::gil_scoped_release release;
+    return noiser::unfilter(lines.data(), out.shape(0), out.shape(1), static_cast<std::size_t>(pixel), out.data());
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.doc() = "Compiled kernels; noiser.native is their Python face.";
+    module.def("instructions", [](const std::string& name) {
+        return std::string(noiser::choose_kernels(name.c_str()).name);
+    });
+    module.def("network_rows", &network_rows, "band"_a, "first"_a, "height"_a, "begin"_a, "end"_a,
+               "out"_a, "conv1_weight"_a, "conv1_bias"_a, "conv2_weight"_a, "conv2_bias"_a,
+               "centre"_a, "scale"_a, "zeros"_a, "border"_a, "threads"_a, "instructions"_a);
+    module.def("patch_sums", &patch_sums, "band"_a, "first"_a, "height"_a, "begin"_a, "end"_a,
+               "products"_a, "total"_a, "zeros"_a, "threads"_a, "instructions"_a);
+    module.def("lookup", &lookup, "image"_a, "table"_a, "out"_a, "threads"_a);
+    module.def("unfilter", &unfilter, "lines"_a, "pixel"_a, "out"_a);
+}

@@ -1,0 +1,8 @@
+// The kernels for AVX-512 F, BW, DQ, VL.
+#define NOISER_LANES 16
+#include "network_rows.hpp"
+#include "row_sums.hpp"
+
+noiser::Kernels noiser::avx512_kernels() {
+    return {"avx512", network_rows, integer_row_sums, float_row_sums};
+}

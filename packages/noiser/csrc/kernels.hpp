@@ -1,0 +1,46 @@
+// The kernels that exist once per instruction set.
+#pragma once
+
+#include "image_view.hpp"
+
+namespace noiser {
+
+struct Network {
+    int channels;
+    const float* conv1_weight;  // [channels][27], instance normalisation folded in
+    const float* conv1_bias;    // [channels], for the centred input
+    const float* conv2_weight;  // [3][channels][3][3]
+    const float* conv2_bias;    // [3]
+    float centre[3];            // input of channel c is (sample - centre[c]) * scale
+    float scale;
+    bool zeros;                 // border of zeros in [-1, 1]; otherwise mirrored
+    float border[3];            // what such a zero is for the centred input
+};
+
+// Output in [0, 1] of the rows [first, last), interleaved; samples u8, u16 or f32.
+using NetworkRows = void (*)(const Network&, const ImageView&, std::int64_t first,
+                             std::int64_t last, void* out, Sample out_sample);
+
+// Sums of each padded row r in [first, last), -1 <= r <= height, with the rows r, r + 1, r + 2:
+// 243 products [row lag][channel][channel'][column][column'], then 9 sums [channel][column].
+constexpr int ROW_SUMS = 252;
+using IntegerRowSums = void (*)(const ImageView&, bool zeros, std::int64_t first,
+                                std::int64_t last, std::int64_t* sums);
+using FloatRowSums = void (*)(const ImageView&, bool zeros, std::int64_t first, std::int64_t last,
+                              double* sums);
+
+struct Kernels {
+    const char* name;
+    NetworkRows network_rows;
+    IntegerRowSums integer_row_sums;
+    FloatRowSums float_row_sums;
+};
+
+Kernels avx512_kernels();
+Kernels avx2_kernels();
+Kernels portable_kernels();
+
+// The best set that this processor runs, or the one named; throws where it cannot run.
+Kernels choose_kernels(const char* name);
+
+}  // namespace noiser

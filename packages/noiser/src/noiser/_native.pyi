@@ -1,0 +1,37 @@
+"""Compiled kernels (csrc/bindings.cpp); noiser.native is their Python face."""
+
+import numpy as np
+
+def instructions(name: str) -> str: ...
+def network_rows(
+    band: np.ndarray,
+    first: int,
+    height: int,
+    begin: int,
+    end: int,
+    out: np.ndarray,
+    conv1_weight: np.ndarray,
+    conv1_bias: np.ndarray,
+    conv2_weight: np.ndarray,
+    conv2_bias: np.ndarray,
+    centre: np.ndarray,
+    scale: float,
+    zeros: bool,
+    border: np.ndarray,
+    threads: int,
+    instructions: str,
+) -> None: ...
+def patch_sums(
+    band: np.ndarray,
+    first: int,
+    height: int,
+    begin: int,
+    end: int,
+    products: np.ndarray,
+    total: np.ndarray,
+    zeros: bool,
+    threads: int,
+    instructions: str,
+) -> None: ...
+def lookup(image: np.ndarray, table: np.ndarray, out: np.ndarray, threads: int) -> None: ...
+def unfilter(lines: np.ndarray, pixel: int, out: np.ndarray) -> bool: ...

@@ -1,0 +1,199 @@
+"""The compiled kernels: the same two passes as the numpy reference, in single precision.
+
+Without the compiled extension everything still works, through numpy and more slowly.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from noiser.errors import InputError
+from noiser.image_array import Padding, full_scale
+from noiser.statistics import FoldedModel, PatchStatistics, summarise
+
+if TYPE_CHECKING:
+    from jaxtyping import Num, UInt8
+
+try:
+    import noiser._native as _native
+except ImportError:  # a source tree that was not built, or a platform without a compiler
+    _native = None  # type: ignore[assignment]
+
+VARIABLE = "NOISER_INSTRUCTIONS"
+INSTRUCTION_SETS = ("avx512", "avx2", "portable", "numpy")
+
+
+@cache
+def _warn_once() -> None:
+    warnings.warn(
+        "noiser runs without its compiled part, through numpy: results agree, speed does not;"
+        " install it with a C++17 compiler at hand",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def instruction_set() -> str:
+    """Name the kernels that run here: "avx512", "avx2", "portable", or "numpy" for none.
+
+    The environment variable NOISER_INSTRUCTIONS forces one of them.
+
+    Raises
+    ------
+    InputError
+        The variable names a set that this processor or installation does not have.
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted and wanted not in INSTRUCTION_SETS:
+        raise InputError(
+            f"{VARIABLE}={wanted!r} is not allowed: one of {', '.join(INSTRUCTION_SETS)}"
+        )
+    if wanted == "numpy":
+        return wanted
+    if _native is None:
+        if wanted:
+            raise InputError(
+                f"{VARIABLE}={wanted!r} needs the compiled part: install with a C++17 compiler"
+            )
+        _warn_once()
+        return "numpy"
+    try:
+        return str(_native.instructions(wanted))
+    except ValueError as error:
+        raise InputError(f"{VARIABLE}={wanted!r}: {error}") from error
+
+
+def add_patch_sums(
+    band: Num[np.ndarray, "rows width 3"],
+    first: int,
+    height: int,
+    rows: tuple[int, int],
+    sums: tuple[np.ndarray, np.ndarray],
+    padding: Padding,
+    threads: int,
+) -> None:
+    """Add the sums of some padded rows to the totals of an image.
+
+    Parameters
+    ----------
+    band : rows of the image, contiguous
+    first : number of its first row
+    height : of the whole image
+    rows : first and last padded row to add, -1 ... height + 1
+    sums : (27,) and (27, 27), int64 for integer images, float64 for floats
+    padding : border rule
+    threads : to use
+    """
+    total, products = sums
+    _native.patch_sums(
+        band, first, height, *rows, products, total, padding == "zeros", threads, instruction_set()
+    )
+
+
+def new_sums(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Return zeros for `add_patch_sums`: exact integers for integer images."""
+    kind = np.int64 if dtype.kind == "u" else np.float64
+    return np.zeros(27, kind), np.zeros((27, 27), kind)
+
+
+def statistics_of(
+    sums: tuple[np.ndarray, np.ndarray], pixels: int, dtype: np.dtype
+) -> PatchStatistics:
+    """Turn the totals of all rows into mean and covariance."""
+    return summarise(*sums, pixels, full_scale(dtype))
+
+
+class NativeNetwork:
+    """A folded network, prepared for the kernels.
+
+    The input is centred on the image's mean before it is rounded to single precision, so that
+    very dark images lose nothing.
+
+    Parameters
+    ----------
+    folded : network with the statistics of the image
+    statistics : the same statistics
+    dtype : of the image
+    padding : border rule
+    """
+
+    def __init__(
+        self,
+        folded: FoldedModel,
+        statistics: PatchStatistics,
+        dtype: np.dtype,
+        padding: Padding,
+    ) -> None:
+        white = full_scale(dtype)
+        centre = (statistics.channel_mean * white).astype(np.float32)
+        shift = 2.0 * centre.astype(np.float64) / white - 1.0
+        by_channel = folded.conv1_weight.reshape(-1, 3, 9).sum(axis=2)
+        self._weights = tuple(
+            np.ascontiguousarray(value, dtype=np.float32)
+            for value in (
+                folded.conv1_weight,
+                folded.conv1_bias + by_channel @ shift,
+                folded.conv2_weight,
+                folded.conv2_bias,
+            )
+        )
+        self._input = (centre, 2.0 / white, padding == "zeros", -shift.astype(np.float32))
+
+    def run(
+        self,
+        band: Num[np.ndarray, "rows width 3"],
+        first: int,
+        height: int,
+        rows: tuple[int, int],
+        out: Num[np.ndarray, "out_rows width 3"],
+        threads: int,
+    ) -> None:
+        """Compute some rows of the output.
+
+        Parameters
+        ----------
+        band : rows of the image with two more on each side, as far as the image has them
+        first : number of the band's first row
+        height : of the whole image
+        rows : first and last row to compute
+        out : (rows, width, 3) contiguous; floats take [0, 1], integers the full scale
+        threads : to use
+        """
+        weight1, bias1, weight2, bias2 = self._weights
+        centre, scale, zeros, border = self._input
+        begin, end = rows
+        _native.network_rows(
+            band, first, height, begin, end, out, weight1, bias1, weight2, bias2, centre, scale,
+            zeros, border, threads, instruction_set(),
+        )  # fmt: skip
+
+
+def lookup(
+    image: UInt8[np.ndarray, "height width 3"],
+    table: UInt8[np.ndarray, "3 256"],
+    threads: int = 1,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Send each channel of an 8-bit image through a table of its own."""
+    if instruction_set() == "numpy":
+        return np.stack([table[c][image[..., c]] for c in range(3)], axis=2)
+    out = np.empty_like(image)
+    _native.lookup(np.ascontiguousarray(image), np.ascontiguousarray(table), out, threads)
+    return out
+
+
+def unfilter(
+    lines: UInt8[np.ndarray, "rows line"], pixel: int, name: str = "image"
+) -> np.ndarray | None:
+    """Undo PNG row filters; None where there is no compiled part."""
+    if instruction_set() == "numpy":
+        return None
+    out = np.empty((lines.shape[0], lines.shape[1] - 1), dtype=np.uint8)
+    known = _native.unfilter(np.ascontiguousarray(lines), pixel, out)
+    if not known:
+        raise InputError(f"image={name!r} has an unknown row filter: the PNG file is damaged")
+    return out
