@@ -8,6 +8,7 @@
 
 #include "kernels.hpp"
 #include "parallel.hpp"
+#include "tone_measure.hpp"
 #include "unfilter.hpp"
 
 namespace nb = nanobind;
@@ -161,6 +162,109 @@ void patch_sums(const ReadOnly& band, std::int64_t first, std::int64_t height, s
                  static_cast<double*>(products.data()), static_cast<double*>(total.data()));
 }
 
+using Doubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
+using Counts = nb::ndarray<std::int64_t, nb::c_contig, nb::device::cpu>;
+
+void check_tone_image(const ReadOnly& image) {
+    check(image.ndim() == 3 && image.shape(2) == 3 && image.size() > 0,
+          "image must be (height, width, 3)");
+    const auto sample = sample_of(image);
+    check(sample == noiser::Sample::u8 || sample == noiser::Sample::u16,
+          "image must be uint8 or uint16");
+}
+
+void histograms(const ReadOnly& image, const Counts& counts, const Counts& luma) {
+    check_tone_image(image);
+    const std::int64_t levels = sample_of(image) == noiser::Sample::u8 ? 256 : 65536;
+    check(counts.size() == static_cast<std::size_t>(3 * levels) &&
+              luma.size() == noiser::LUMA_BINS,
+          "counts must be (3, levels), luma (4096,)");
+    const auto height = static_cast<std::int64_t>(image.shape(0));
+    const auto width = static_cast<std::int64_t>(image.shape(1));
+    nb::gil_scoped_release release;
+    if (levels == 256)
+        noiser::add_histograms(static_cast<const std::uint8_t*>(image.data()), width, 0, height,
+                               levels, counts.data(), luma.data());
+    else
+        noiser::add_histograms(static_cast<const std::uint16_t*>(image.data()), width, 0, height,
+                               levels, counts.data(), luma.data());
+}
+
+void block_means(const ReadOnly& image, const Floats& table, int factor, const Doubles& means,
+                 const Doubles& sums, int threads) {
+    check_tone_image(image);
+    check(factor >= 1 && threads >= 1, "factor and threads must be at least 1");
+    const bool bytes = sample_of(image) == noiser::Sample::u8;
+    const auto height = static_cast<std::int64_t>(image.shape(0));
+    const auto width = static_cast<std::int64_t>(image.shape(1));
+    const std::int64_t rows = (height + factor - 1) / factor, columns = (width + factor - 1) / factor;
+    check(table.size() == (bytes ? 256u : 65536u), "table must have one value for each level");
+    check(means.size() == static_cast<std::size_t>(rows * columns) &&
+              sums.size() == static_cast<std::size_t>(2 * rows),
+          "means must be (block rows, block columns), sums (block rows, 2)");
+    double *to = means.data(), *total = sums.data();
+    nb::gil_scoped_release release;
+    noiser::in_pieces(0, rows, 1, threads, [&](std::int64_t block, std::int64_t) {
+        auto work = [&](auto* typed) {
+            noiser::block_means(typed, height, width, table.data(), factor, block, columns,
+                                to + block * columns, total + 2 * block);
+        };
+        if (bytes)
+            work(static_cast<const std::uint8_t*>(image.data()));
+        else
+            work(static_cast<const std::uint16_t*>(image.data()));
+    });
+}
+
+void tone_rows(const ReadOnly& image, const Floats& table, const Floats& channel_mean,
+               const Floats& channel_scale, const Floats& numbers, const Floats& slope_map,
+               const Floats& offset_map, int factor, const Array& out, int threads,
+               const std::string& instructions) {
+    check_tone_image(image);
+    const noiser::Sample in = sample_of(image), to = sample_of(out);
+    const auto height = static_cast<std::int64_t>(image.shape(0));
+    const auto width = static_cast<std::int64_t>(image.shape(1));
+    check(factor >= 1 && threads >= 1, "factor and threads must be at least 1");
+    check(table.size() == (in == noiser::Sample::u8 ? 256u : 65536u),
+          "table must have one value for each level");
+    check(channel_mean.size() == 3 && channel_scale.size() == 3 && numbers.size() == 6,
+          "numbers have wrong sizes");
+    check(slope_map.ndim() == 2 && offset_map.ndim() == 2 &&
+              slope_map.shape(0) == static_cast<std::size_t>((height + factor - 1) / factor) &&
+              slope_map.shape(1) == static_cast<std::size_t>((width + factor - 1) / factor) &&
+              offset_map.size() == slope_map.size(),
+          "maps must be (block rows, block columns)");
+    check(out.size() == image.size() && to != noiser::Sample::f64,
+          "out must have the shape of the image, uint8, uint16 or float32");
+    const float* n = numbers.data();
+    noiser::Tone tone{};
+    tone.table = table.data();
+    for (int c = 0; c < 3; ++c) {
+        tone.channel_mean[c] = channel_mean.data()[c];
+        tone.channel_scale[c] = channel_scale.data()[c];
+    }
+    tone.luma_mean = n[0];
+    tone.luma_scale = n[1];
+    tone.chroma = n[2];
+    tone.detail = n[3];
+    tone.most_gain = n[4];
+    tone.strength = n[5];
+    tone.slope_map = slope_map.data();
+    tone.offset_map = offset_map.data();
+    tone.block_rows = static_cast<std::int64_t>(slope_map.shape(0));
+    tone.block_columns = static_cast<std::int64_t>(slope_map.shape(1));
+    tone.factor = factor;
+    static constexpr std::size_t size[] = {1, 2, 4, 8};
+    const std::size_t row_bytes = static_cast<std::size_t>(width) * 3 * size[static_cast<int>(to)];
+    const noiser::Kernels kernels = noiser::choose_kernels(instructions.c_str());
+    char* target = static_cast<char*>(out.data());
+    nb::gil_scoped_release release;
+    noiser::in_pieces(0, height, PIECE, threads, [&](std::int64_t a, std::int64_t b) {
+        kernels.tone_rows(tone, image.data(), in, width, a, b,
+                          target + static_cast<std::size_t>(a) * row_bytes, to);
+    });
+}
+
 using Bytes = nb::ndarray<const std::uint8_t, nb::c_contig, nb::device::cpu>;
 using MutableBytes = nb::ndarray<std::uint8_t, nb::c_contig, nb::device::cpu>;
 
@@ -203,6 +307,12 @@ NB_MODULE(_native, module) {
                "centre"_a, "scale"_a, "zeros"_a, "border"_a, "threads"_a, "instructions"_a);
     module.def("patch_sums", &patch_sums, "band"_a, "first"_a, "height"_a, "begin"_a, "end"_a,
                "products"_a, "total"_a, "zeros"_a, "threads"_a, "instructions"_a);
+    module.def("histograms", &histograms, "image"_a, "counts"_a, "luma"_a);
+    module.def("block_means", &block_means, "image"_a, "table"_a, "factor"_a, "means"_a, "sums"_a,
+               "threads"_a);
+    module.def("tone_rows", &tone_rows, "image"_a, "table"_a, "channel_mean"_a, "channel_scale"_a,
+               "numbers"_a, "slope_map"_a, "offset_map"_a, "factor"_a, "out"_a, "threads"_a,
+               "instructions"_a);
     module.def("lookup", &lookup, "image"_a, "table"_a, "out"_a, "threads"_a);
     module.def("unfilter", &unfilter, "lines"_a, "pixel"_a, "out"_a);
 }

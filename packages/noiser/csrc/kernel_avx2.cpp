@@ -2,7 +2,8 @@
 #define NOISER_LANES 8
 #include "network_rows.hpp"
 #include "row_sums.hpp"
+#include "tone_rows.hpp"
 
 noiser::Kernels noiser::avx2_kernels() {
-    return {"avx2", network_rows, integer_row_sums, float_row_sums};
+    return {"avx2", network_rows, integer_row_sums, float_row_sums, tone_rows};
 }

@@ -2,7 +2,8 @@
 #define NOISER_LANES 16
 #include "network_rows.hpp"
 #include "row_sums.hpp"
+#include "tone_rows.hpp"
 
 noiser::Kernels noiser::avx512_kernels() {
-    return {"avx512", network_rows, integer_row_sums, float_row_sums};
+    return {"avx512", network_rows, integer_row_sums, float_row_sums, tone_rows};
 }

@@ -29,11 +29,27 @@ using IntegerRowSums = void (*)(const ImageView&, bool zeros, std::int64_t first
 using FloatRowSums = void (*)(const ImageView&, bool zeros, std::int64_t first, std::int64_t last,
                               double* sums);
 
+// The tone curve of the method "plus".
+struct Tone {
+    const float* table;  // value after the power, for each level of the samples
+    float channel_mean[3], channel_scale[3];
+    float luma_mean, luma_scale;
+    float chroma, detail, most_gain, strength;
+    const float *slope_map, *offset_map;  // [block_rows][block_columns], guided filter
+    std::int64_t block_rows, block_columns;
+    int factor;  // pixels along the side of a block
+};
+
+// Rows [first, last) of a whole image of u8 or u16 samples; out is u8, u16 or f32.
+using ToneRows = void (*)(const Tone&, const void* image, Sample in, std::int64_t width,
+                          std::int64_t first, std::int64_t last, void* out, Sample to);
+
 struct Kernels {
     const char* name;
     NetworkRows network_rows;
     IntegerRowSums integer_row_sums;
     FloatRowSums float_row_sums;
+    ToneRows tone_rows;
 };
 
 Kernels avx512_kernels();

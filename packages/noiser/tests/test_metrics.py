@@ -37,3 +37,18 @@ def test_shapes_must_agree(photograph):
     for function in (ours.psnr, ours.ssim, ours.gt_mean):
         with pytest.raises(InputError, match="must be equal"):
             function(photograph, photograph[1:])
+
+
+def test_entropy_equals_scikit_image(photograph):
+    from skimage.measure import shannon_entropy
+
+    levels = np.rint(ours.luma(photograph) * 255).astype(np.uint8)
+    assert ours.discrete_entropy(photograph) == pytest.approx(shannon_entropy(levels), abs=1e-9)
+
+
+def test_lightness_order_is_kept_by_monotone_curves_only(photograph):
+    value = photograph / 255
+    assert ours.lightness_order_error(value**0.5, value) == 0
+    assert ours.lightness_order_error(1 - value, value) > 0.8
+    noise = np.random.default_rng(0).random(value.shape)
+    assert ours.lightness_order_error(noise, value) == pytest.approx(0.5, abs=0.05)

@@ -185,3 +185,20 @@ def test_lookup_and_unfilter_equal_numpy(photograph, monkeypatch):
     fast = png.unfilter(lines, 6, "x")
     monkeypatch.setenv(native.VARIABLE, "numpy")
     assert np.array_equal(png.unfilter(lines, 6, "x"), fast)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("shape", [(96, 112), (61, 37), (1, 9), (260, 300)])
+def test_plus_equals_its_reference(photograph, instructions, kind, shape):
+    from noiser import enhance
+    from noiser.tone import light, measure_curve
+
+    tiled = np.tile(photograph, (3, 3, 1))[: shape[0], : shape[1]] // 5
+    image = as_kind(tiled, kind)
+    value = image / {"uint8": 255, "uint16": 65535, "float32": 1}[kind]
+    curve, powered = measure_curve(value, 0.5, 0.5)
+    expected = light(curve, powered)
+    found = enhance(image, "plus", threads=2) / {"uint8": 255, "uint16": 65535}.get(kind, 1)
+    # Half a level of rounding, and bins of the luma that single precision fills otherwise.
+    assert np.abs(found - expected).max() < (0.5 / 255 if kind == "uint8" else 0) + 4e-3
+    assert np.array_equal(enhance(image, "plus", threads=1), enhance(image, "plus", threads=3))

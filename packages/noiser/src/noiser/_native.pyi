@@ -33,5 +33,27 @@ def patch_sums(
     threads: int,
     instructions: str,
 ) -> None: ...
+def histograms(image: np.ndarray, counts: np.ndarray, luma: np.ndarray) -> None: ...
+def block_means(
+    image: np.ndarray,
+    table: np.ndarray,
+    factor: int,
+    means: np.ndarray,
+    sums: np.ndarray,
+    threads: int,
+) -> None: ...
+def tone_rows(
+    image: np.ndarray,
+    table: np.ndarray,
+    channel_mean: np.ndarray,
+    channel_scale: np.ndarray,
+    numbers: np.ndarray,
+    slope_map: np.ndarray,
+    offset_map: np.ndarray,
+    factor: int,
+    out: np.ndarray,
+    threads: int,
+    instructions: str,
+) -> None: ...
 def lookup(image: np.ndarray, table: np.ndarray, out: np.ndarray, threads: int) -> None: ...
 def unfilter(lines: np.ndarray, pixel: int, out: np.ndarray) -> bool: ...

@@ -70,6 +70,19 @@ def noise_deviation(plane: Float[np.ndarray, "height width"]) -> float:
     return float(np.sqrt(np.pi / 2) / 6 * np.abs(both).mean())
 
 
+def correction(mean_luma: float) -> float:
+    """How far the method "auto" corrects an image of that mean luma: 0 not at all, 1 in full.
+
+    Notes
+    -----
+    The thresholds are this package's choice: a mean luma of 0.32 ... 0.66 is left alone, below
+    0.24 and above 0.74 the correction is full, with a ramp between.
+    """
+    lift = (UNDER[0] - mean_luma) / (UNDER[0] - UNDER[1])
+    lower = (mean_luma - OVER[0]) / (OVER[1] - OVER[0])
+    return float(np.clip(max(lift, lower), 0, 1))
+
+
 def assess(image: Num[np.ndarray, "height width 3"]) -> ExposureReport:
     """Judge the exposure of an image.
 
@@ -86,11 +99,6 @@ def assess(image: Num[np.ndarray, "height width 3"]) -> ExposureReport:
     InputError
         The image is not allowed.
 
-    Notes
-    -----
-    The thresholds are this package's choice: images with a mean luma of 0.32 ... 0.66 are left
-    alone, below 0.24 and above 0.74 they are corrected in full, with a ramp between.
-
     Examples
     --------
     >>> import numpy as np
@@ -103,10 +111,8 @@ def assess(image: Num[np.ndarray, "height width 3"]) -> ExposureReport:
     mean = float(y.mean())
     deviation = float(y.std())
     skewness = float(((y - mean) ** 3).mean() / deviation**3) if deviation > 1e-9 else 0.0
-    lift = (UNDER[0] - mean) / (UNDER[0] - UNDER[1])
-    lower = (mean - OVER[0]) / (OVER[1] - OVER[0])
     under, over = float((y < 0.1).mean()), float((y > 0.9).mean())
-    strength = float(np.clip(max(lift, lower), 0, 1))
+    strength = correction(mean)
     return ExposureReport(
         mean=mean,
         under=under,
@@ -116,5 +122,5 @@ def assess(image: Num[np.ndarray, "height width 3"]) -> ExposureReport:
         noise_sigma=noise_deviation(y),
         skewness=skewness,
         strength=strength,
-        recommendation="leave" if strength == 0 else "lift" if lift > lower else "lower",
+        recommendation="leave" if strength == 0 else "lift" if mean < UNDER[0] else "lower",
     )

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from noiser.assess import assess
+from noiser.assess import correction
 from noiser.environment import available_cores
 from noiser.errors import InputError
+from noiser.fast_tone import fast_plus
 from noiser.image_array import Padding, check_image, check_padding, full_scale
-from noiser.metrics import as_float
-from noiser.native import lookup
+from noiser.metrics import as_float, luma
+from noiser.native import histograms, instruction_set, lookup
 from noiser.network import INSTANCE_NORM_EPS, SelfRegressionModel
 from noiser.passes import apply_network, check_threads, collect_statistics
 from noiser.statistics import PatchStatistics, check_tile
-from noiser.tone import ToneCurve, exponent_for_mean, light, measure_curve
+from noiser.tone import BINS, LUMA, ToneCurve, exponent_for_mean, light, measure_curve
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Num
@@ -143,7 +144,7 @@ class Enhancer:
         settings = self.settings
         strength = settings.strength
         if settings.method == "auto":
-            strength *= assess(image).strength
+            strength *= correction(self._mean_luma(image))
         if strength == 0 or is_one_colour(image):
             return image.copy()
         plain = strength == 1 and settings.target == "auto" and settings.black_point is None
@@ -151,7 +152,20 @@ class Enhancer:
             return lookup(image, self._table(image), self._threads)
         if plain and settings.method == "paper":
             return self.run_network(image, self.statistics(image), np.empty_like(image))
-        value = self._finish(self._light(image))
+        fast = settings.method in ("plus", "auto") and settings.denoise == "off"
+        if fast and instruction_set() != "numpy":
+            # Floats are treated with the 65536 levels that a power table can hold.
+            levels = image if image.dtype.kind == "u" else to_type(image, np.dtype(np.uint16))
+            exact = settings.target == "auto" and settings.black_point is None
+            same_type = exact and image.dtype.name != "float64"
+            out = np.empty(image.shape, image.dtype if same_type else np.float32)
+            dial = (settings.contrast, settings.chroma, strength if exact else 1.0)
+            lit = fast_plus(levels, *dial, self._threads, out)
+            if exact:
+                return lit.astype(image.dtype, copy=False)
+            value = self._finish(lit.astype(np.float64))
+        else:
+            value = self._finish(self._light(image))
         if strength < 1:
             before = as_float(image)
             value = before + strength * (value - before)
@@ -207,8 +221,16 @@ class Enhancer:
             )
         if self.settings.method == "closed_form":
             return _zscore_curve(image, rgb, self.settings.contrast)
-        strength = assess(image).strength if self.settings.method == "auto" else 1.0
+        strength = correction(self._mean_luma(image)) if self.settings.method == "auto" else 1.0
         return np.asarray(rgb + strength * (self.curve(image).map_colours(rgb) - rgb))
+
+    @staticmethod
+    def _mean_luma(image: np.ndarray) -> float:
+        if image.dtype.kind == "f" or instruction_set() == "numpy":
+            return float(luma(image).mean())
+        counts, _ = histograms(np.ascontiguousarray(image), BINS)
+        levels = np.arange(counts.shape[1]) / full_scale(image.dtype)
+        return float(LUMA @ (counts @ levels)) / counts[0].sum()
 
     def _table(self, image: np.ndarray) -> np.ndarray:
         levels = np.repeat(np.arange(256)[:, None] / 255, 3, axis=1)

@@ -73,15 +73,36 @@ def guided_filter(
     >>> bool(abs(guided_filter(flat, 4, 0.01) - flat).max() < 1e-12)
     True
     """
-    factor = max(1, radius // 8)
+    factor = reduction(radius)
     small = _shrink(plane, factor) if factor > 1 else plane
-    window = max(1, radius // factor)
-    mean = box_mean(small, window)
-    variance = np.maximum(box_mean(small * small, window) - mean * mean, 0)
-    slope = variance / (variance + eps)
-    offset = mean - slope * mean
-    slope, offset = box_mean(slope, window), box_mean(offset, window)
+    slope, offset = guided_coefficients(small, max(1, radius // factor), eps)
     if factor > 1:
         slope = _enlarge(slope, factor, plane.shape)
         offset = _enlarge(offset, factor, plane.shape)
     return np.asarray(slope * plane + offset)
+
+
+def reduction(radius: int) -> int:
+    """Side of the blocks on which the coefficients of a guided filter are computed, in pixels."""
+    return max(1, radius // 8)
+
+
+def guided_coefficients(
+    small: Float[np.ndarray, "height width"], window: int, eps: float
+) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width"]]:
+    """Slope and offset of the guided filter on a plane, averaged over the windows.
+
+    Parameters
+    ----------
+    small : plane, reduced or not
+    window : radius in its pixels
+    eps : variance above which a structure counts as an edge
+
+    Returns
+    -------
+    slope, offset : the filtered plane is slope * plane + offset
+    """
+    mean = box_mean(small, window)
+    variance = np.maximum(box_mean(small * small, window) - mean * mean, 0)
+    slope = variance / (variance + eps)
+    return box_mean(slope, window), box_mean(mean - slope * mean, window)

@@ -141,3 +141,52 @@ def gt_mean(
     value, target = as_float(image), as_float(reference)
     result: np.ndarray = np.clip(value * (target.mean() / max(value.mean(), 1e-12)), 0, 1)
     return result
+
+
+def discrete_entropy(image: Num[np.ndarray, "height width 3"]) -> float:
+    """Entropy of the 256 levels of the luma, in bits: 8 for a flat histogram.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+    >>> round(discrete_entropy(ramp), 6)
+    8.0
+    """
+    counts = np.bincount(np.rint(luma(image) * 255).astype(np.intp).ravel(), minlength=256)
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log2(share)).sum())
+
+
+def lightness_order_error(
+    image: Num[np.ndarray, "height width 3"],
+    original: Num[np.ndarray, "height width 3"],
+    samples: int = 50,
+) -> float:
+    """Share of pixel pairs whose order of lightness changed (LOE), in 0 ... 1.
+
+    Parameters
+    ----------
+    image : result
+    original : shot that it was made from, of the same shape
+    samples : the longer side is reduced to about so many pixels
+
+    Returns
+    -------
+    mean over all pairs of the reduced images; 0 where the order is kept. The customary LOE is this
+    share times the number of reduced pixels.
+
+    Raises
+    ------
+    InputError
+        The shapes differ.
+
+    References
+    ----------
+    Wang, Zheng, Hu, Li: Naturalness preserved enhancement algorithm for non-uniform illumination
+    images, IEEE Transactions on Image Processing 22(9), 2013. Lightness is the largest channel.
+    """
+    _same_shape(image, original)
+    step = max(1, max(image.shape[:2]) // samples)
+    a, b = (as_float(x)[::step, ::step].max(axis=2).ravel() for x in (image, original))
+    return float(((a[:, None] >= a) != (b[:, None] >= b)).mean())

@@ -15,6 +15,7 @@ import numpy as np
 from noiser.errors import InputError
 from noiser.image_array import Padding, full_scale
 from noiser.statistics import FoldedModel, PatchStatistics, summarise
+from noiser.tone import DETAIL, MOST_GAIN, ToneCurve
 
 if TYPE_CHECKING:
     from jaxtyping import Num, UInt8
@@ -171,6 +172,72 @@ class NativeNetwork:
             band, first, height, begin, end, out, weight1, bias1, weight2, bias2, centre, scale,
             zeros, border, threads, instruction_set(),
         )  # fmt: skip
+
+
+def histograms(
+    image: Num[np.ndarray, "height width 3"], bins: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count the levels of each channel, and the luma in equal bins.
+
+    Returns
+    -------
+    (3, levels) and (bins,) int64
+    """
+    counts = np.zeros((3, full_scale(image.dtype) + 1), np.int64)
+    luma = np.zeros(bins, np.int64)
+    _native.histograms(image, counts, luma)
+    return counts, luma
+
+
+def block_means(
+    image: Num[np.ndarray, "height width 3"], table: np.ndarray, factor: int, threads: int
+) -> tuple[np.ndarray, float, float]:
+    """Mean luma of blocks of factor x factor pixels after a table, and its sums over the pixels.
+
+    Returns
+    -------
+    (block rows, block columns) float64, sum, sum of squares
+    """
+    rows, columns = (-(-side // factor) for side in image.shape[:2])
+    means, sums = np.empty((rows, columns)), np.zeros((rows, 2))
+    _native.block_means(image, table, factor, means, sums, threads)
+    return means, float(sums[:, 0].sum()), float(sums[:, 1].sum())
+
+
+def run_tone(
+    image: Num[np.ndarray, "height width 3"],
+    curve: ToneCurve,
+    table: np.ndarray,
+    maps: tuple[np.ndarray, np.ndarray],
+    factor: int,
+    strength: float,
+    threads: int,
+    out: Num[np.ndarray, "height width 3"],
+) -> Num[np.ndarray, "height width 3"]:
+    """Apply a tone curve whose base is given by the coefficients of a guided filter."""
+    numbers = (
+        curve.luma_mean,
+        curve.slope / curve.luma_deviation,
+        curve.chroma,
+        DETAIL,
+        MOST_GAIN,
+        strength,
+    )
+    slope_map, offset_map = (np.ascontiguousarray(m, dtype=np.float32) for m in maps)
+    _native.tone_rows(
+        image,
+        table,
+        curve.channel_mean.astype(np.float32),
+        (curve.slope / curve.channel_deviation).astype(np.float32),
+        np.array(numbers, dtype=np.float32),
+        slope_map,
+        offset_map,
+        factor,
+        out,
+        threads,
+        instruction_set(),
+    )
+    return out
 
 
 def lookup(

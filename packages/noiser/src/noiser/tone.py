@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 LUMA = np.array([0.299, 0.587, 0.114])
-_BINS = 4096
+BINS = 4096
+# Share of the detail that goes back on the lit base, and eps of the base.
+DETAIL, BASE_EPS = 0.9, 0.01
+# Half a step of an 8-bit image: flat images must not amplify their rounding.
+DEVIATION_FLOOR = 0.5 / 255
 # Brightest factor by which the colours of a pixel may be scaled.
-_MOST_GAIN = 16.0
+MOST_GAIN = 16.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,6 @@ class ToneCurve:
     luma_mean, luma_deviation : of the luma after the power
     slope : factor before the tanh
     chroma : share of the curve that keeps the colours, 0 ... 1
-    final_exponent : power that brings the result to a wanted mean; 1 for none
     """
 
     exponent: float
@@ -45,7 +48,6 @@ class ToneCurve:
     luma_deviation: float
     slope: float
     chroma: float
-    final_exponent: float = 1.0
 
     def on_luma(self, base: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """Light the luma (after the power)."""
@@ -64,10 +66,10 @@ class ToneCurve:
         """
         z = (powered - self.channel_mean) / self.channel_deviation
         gray_world = 0.5 + 0.5 * np.tanh(self.slope * z)
-        gain = np.minimum(lit / np.maximum(powered @ LUMA, 1e-3), _MOST_GAIN)
+        gain = np.minimum(lit / np.maximum(powered @ LUMA, 1e-3), MOST_GAIN)
         kept = np.minimum(powered * gain[..., None], 1)
         mixed = (1 - self.chroma) * gray_world + self.chroma * kept
-        return np.asarray(np.clip(mixed, 0, 1) ** self.final_exponent)
+        return np.asarray(np.clip(mixed, 0, 1))
 
     def map_colours(self, rgb: Float[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape 3"]:
         """Apply everything that needs no neighbours: what a look-up table can hold."""
@@ -77,19 +79,48 @@ class ToneCurve:
 
 def exponent_for_mean(values: Float[np.ndarray, "*shape"], mean: float) -> float:
     """Exponent in 2**-5 ... 2**5 that brings the mean of `values` to `mean`, from a histogram."""
-    counts, edges = np.histogram(values, bins=_BINS, range=(0, 1))
-    centres = (edges[:-1] + edges[1:]) / 2
-    # The darkest bin is wide next to its value: take its own mean.
-    inside = values[values < edges[1]]
-    centres[0] = max(float(inside.mean()) if inside.size else 0.0, 1e-9)
+    counts, _ = np.histogram(values, bins=BINS, range=(0, 1))
+    return exponent_of_histogram(counts, mean)
+
+
+def exponent_of_histogram(counts: np.ndarray, mean: float) -> float:
+    """Do the same from the counts of equal bins between 0 and 1."""
+    centres = (np.arange(counts.size) + 0.5) / counts.size
     low, high = -5.0, 5.0
     for _ in range(40):
         middle = (low + high) / 2
-        if float(counts @ centres**2.0**middle) / values.size > mean:
+        if float(counts @ centres**2.0**middle) / counts.sum() > mean:
             low = middle
         else:
             high = middle
     return float(2.0 ** ((low + high) / 2))
+
+
+def dials(mean_luma: float, contrast: float, chroma: float) -> tuple[float, float, float]:
+    """Choose mean after the power, slope before the tanh and share of kept colour.
+
+    Parameters
+    ----------
+    mean_luma : of the image
+    contrast, chroma : 0 ... 1; 0.5 is the measured default
+
+    Notes
+    -----
+    Dark images take a steeper curve and a lower mean than bright ones: slope 0.7 and mean 0.37
+    below a mean luma of 0.25, 0.5 and 0.5 above 0.75, linear between. These numbers, the radius
+    and eps of the base and the share of kept colour were chosen on every second scene of 60 real
+    exposure brackets; benchmarks/bench_brackets.py reports the other half apart.
+    """
+    brightness = min(max((mean_luma - 0.25) / 0.5, 0.0), 1.0)
+    slope = (0.7 - 0.2 * brightness) * contrast / 0.5
+    share = 0.65 - 0.1 * brightness
+    share = share * chroma / 0.5 if chroma <= 0.5 else share + (1 - share) * (chroma - 0.5) / 0.5
+    return 0.37 + 0.13 * brightness, slope, share
+
+
+def base_radius(shape: tuple[int, ...]) -> int:
+    """Radius of the base in pixels: 4 % of the longer side."""
+    return max(2, round(0.04 * max(shape[:2])))
 
 
 def measure_curve(
@@ -100,36 +131,23 @@ def measure_curve(
     Parameters
     ----------
     rgb : (height, width, 3) in [0, 1]
-    contrast : 0 ... 1; 0.5 is the measured default
-    chroma : 0 ... 1; 0.5 is the measured default
+    contrast, chroma : see `dials`
 
     Returns
     -------
     curve, image after its power
-
-    Notes
-    -----
-    Dark images take a steeper curve and a lower mean than bright ones: slope 0.7 and mean 0.37
-    below a mean luma of 0.25, 0.5 and 0.5 above 0.75, linear between. These numbers, the radius
-    and eps of the base and the share of kept colour were chosen on every second scene of 60 real
-    exposure brackets; benchmarks/bench_brackets.py reports the other half apart.
     """
     y = rgb @ LUMA
-    brightness = float(np.clip((y.mean() - 0.25) / 0.5, 0, 1))
-    exponent = exponent_for_mean(y, 0.37 + 0.13 * brightness)
+    mean, slope, share = dials(float(y.mean()), contrast, chroma)
+    exponent = exponent_for_mean(y, mean)
     powered = rgb**exponent
     y = powered @ LUMA
-    slope = (0.7 - 0.2 * brightness) * contrast / 0.5
-    share = 0.65 - 0.1 * brightness
-    share = share * chroma / 0.5 if chroma <= 0.5 else share + (1 - share) * (chroma - 0.5) / 0.5
-    # Half a step of an 8-bit image: flat images must not amplify their rounding.
-    floor = 0.5 / 255
     curve = ToneCurve(
         exponent=exponent,
         channel_mean=powered.mean(axis=(0, 1)),
-        channel_deviation=np.maximum(powered.std(axis=(0, 1)), floor),
+        channel_deviation=np.maximum(powered.std(axis=(0, 1)), DEVIATION_FLOOR),
         luma_mean=float(y.mean()),
-        luma_deviation=max(float(y.std()), floor),
+        luma_deviation=max(float(y.std()), DEVIATION_FLOOR),
         slope=slope,
         chroma=share,
     )
@@ -168,7 +186,6 @@ def light(
         planes = [guided_filter(powered[..., c] - y, 6, 4 * sigma**2) for c in range(3)]
         powered = np.clip(np.stack(planes, axis=2) + smooth[..., None], 0, 1)
         y = powered @ LUMA
-    radius = max(2, round(0.04 * max(y.shape)))
-    base = guided_filter(y, radius, 0.01)
-    lit = np.clip(curve.on_luma(base) + 0.9 * (y - base), 0, 1)
+    base = guided_filter(y, base_radius(y.shape), BASE_EPS)
+    lit = np.clip(curve.on_luma(base) + DETAIL * (y - base), 0, 1)
     return curve.combine(powered, lit)
