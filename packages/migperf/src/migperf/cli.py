@@ -14,25 +14,22 @@ from .commands.control import apply, assert_command, export, recover
 from .commands.geometry import enumerate_command, place, profiles
 from .commands.measure import demo, doctor, report, slo
 from .commands.measure import run as run_study
+from .commands.observe import compat, exporter, simulate
 from .commands.planning import plan_command
 from .commands.simulator import sim_app
 from .errors import MigperfError
 
 __all__ = ["app", "main"]
 
-_HELP = """Benchmark, reconfigure and plan partitioned GPUs.
-
-Examples:
-
-    migperf sim start dgx-a100-80gb --state /tmp/node       a machine to play with
-
-    migperf apply --layout "3g.40gb, 2g.20gb" --sim /tmp/node
-
-    migperf enumerate a100-80gb --maximal
-
-    migperf plan demands.yaml --profiles runs/ --explain
-
-    migperf demo --out DIR
+_HELP = "Benchmark, reconfigure and plan partitioned GPUs."
+_EXAMPLES = """Examples:
+  migperf demo --out DIR                                    half a minute, no GPU needed
+  migperf enumerate a100-80gb --maximal --count             19
+  migperf sim start dgx-a100-80gb --state node.state        a machine to play with
+  migperf apply --layout "3g.40gb, 2g.20gb" --sim ./node.state --dry-run
+  migperf apply -f config.yaml -c all-balanced              mig-parted's file format
+  migperf run study.yaml --out runs/                        measure on MIG, MPS or CPU cores
+  migperf plan demands.yaml --profiles runs/ --explain      fewest GPUs, proven
 
 Exit codes: 0 success, 2 bad input, 3 the computation says no, 4 no permission, 5 in use,
 6 reset required, 7 the host is too noisy to measure, 8 a workload ran out of memory, 130 Ctrl-C.
@@ -41,7 +38,8 @@ Exit codes: 0 success, 2 bad input, 3 the computation says no, 4 no permission, 
 app = App(
     name="migperf",
     help=_HELP,
-    help_format="markdown",
+    help_epilogue=_EXAMPLES,
+    help_format="plaintext",
     version=version("migperf"),
     suppress_keyboard_interrupt=False,
 )
@@ -56,6 +54,9 @@ app.command(sim_app)
 app.command(plan_command, name="plan")
 app.command(run_study, name="run")
 app.command(slo)
+app.command(compat)
+app.command(simulate)
+app.command(exporter)
 app.command(doctor)
 app.command(report)
 app.command(demo)

@@ -152,11 +152,15 @@ def read_table(text: str, name: str = "table") -> MeasurementTable:
         A column is missing or a cell is not what it must be; names the line.
     """
     reader = csv.DictReader(io.StringIO(text))
+    try:
+        lines = list(reader)
+    except csv.Error as error:
+        raise InputError(f"{name}: no CSV ({error})") from None
     needed = {"workload", "mode", "profile", "batch", "latency_ms"}
     if not needed <= set(reader.fieldnames or ()):
         raise InputError.of(f"columns of {name}", ",".join(reader.fieldnames or ()), _COLUMNS)
     rows = []
-    for number, cells in enumerate(reader, start=2):
+    for number, cells in enumerate(lines, start=2):
         where = f"{name} line {number}"
         if any(cells.get(k) is None for k in needed):
             raise InputError(f"{where}: has fewer columns than the header; allowed: {_COLUMNS}")
@@ -199,7 +203,11 @@ def read_official(path: Path, mode: str) -> list[Measurement]:
     """
     rows = []
     with path.open(newline="", encoding="utf-8") as stream:
-        for number, cells in enumerate(csv.DictReader(stream), start=2):
+        try:
+            lines = list(csv.DictReader(stream))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"profiles: {str(path)!r} is no CSV ({error})") from None
+        for number, cells in enumerate(lines, start=2):
             where = f"{path.name} line {number}"
             if "model_name" not in cells or "mig_profile" not in cells:
                 raise InputError.of(

@@ -248,6 +248,7 @@ class Study:
                 if on_step is not None:
                     on_step(f"{case.label}, repeat {number + 1}")
                 window = self._window(case, number, opener, allow_mode_change)
+                _check_alive(case, window)
                 reasons = window.noise.reasons(limits)
                 if not reasons:
                     break
@@ -261,7 +262,6 @@ class Study:
                         "allow_noise (command line: --allow-noise)"
                     )
                 sleep(0.5 * 2**attempt)
-            _check_alive(case, window)
             windows[case.label].append(window)
         result = StudyResult(
             self.cases,

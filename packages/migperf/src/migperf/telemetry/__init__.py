@@ -1,0 +1,1 @@
+"""Telemetry: NVML, GPM, DCGM text and CPU counters, under one set of names."""
