@@ -1,0 +1,3 @@
+// Compiled with the flags of this instruction set; see CMakeLists.txt.
+#define NASA_ISA avx512
+#include "kernels_impl.h"

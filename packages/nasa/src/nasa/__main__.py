@@ -1,0 +1,5 @@
+"""``python -m nasa``."""
+
+from nasa.cli import main
+
+main()
