@@ -187,8 +187,8 @@ def _integer(
     name: str, x: Tensor, weight: Tensor, z: Conv2dShape, absolute_difference: bool
 ) -> Tensor:
     """Run an int8 kernel; the result is int32 and channels-last."""
-    y = torch.empty((z.batch, z.filters, *z.out), dtype=torch.int32, device=x.device)
-    y = y.contiguous(memory_format=torch.channels_last)
+    shape, layout = (z.batch, z.filters, *z.out), torch.channels_last
+    y = torch.empty(shape, dtype=torch.int32, device=x.device, memory_format=layout)
     if y.numel() == 0:
         return y
     if x.dtype != torch.int8 or weight.dtype != torch.int8:
@@ -247,8 +247,8 @@ def _fake_integer(
     groups: int,
 ) -> Tensor:
     z = _geometry(x, weight, stride, padding, dilation, groups)
-    y = x.new_empty((z.batch, z.filters, *z.out), dtype=torch.int32)
-    return y.contiguous(memory_format=torch.channels_last)
+    shape, layout = (z.batch, z.filters, *z.out), torch.channels_last
+    return torch.empty(shape, dtype=torch.int32, device=x.device, memory_format=layout)
 
 
 sad_conv2d.register_fake(_fake_integer)
