@@ -18,8 +18,13 @@ def methods(model: SelfRegressionModel) -> dict:
         "gamma to mean 0.45": baselines.gamma,
         "gray world": baselines.gray_world,
         "histogram equalisation": baselines.histogram_equalisation,
+        "CLAHE": baselines.clahe,
+        "LIME": baselines.lime,
+        "MSRCR": baselines.msrcr,
         "noiser closed_form": lambda image: enhance(image, method="closed_form"),
         "noiser paper": lambda image: enhance(image, "paper", model=model),
+        "noiser plus": lambda image: enhance(image, "plus"),
+        "noiser auto": lambda image: enhance(image, "auto"),
     }
 
 

@@ -265,6 +265,43 @@ void tone_rows(const ReadOnly& image, const Floats& table, const Floats& channel
     });
 }
 
+using FloatsOut = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+
+// Adam steps on noise images; returns the losses in `losses` and the last gradients.
+void training_steps(const Floats& noise, std::int64_t done, const FloatsOut& conv1,
+                    const FloatsOut& conv2, const FloatsOut& bias2, const FloatsOut& first,
+                    const FloatsOut& second, const FloatsOut& gradients, const Doubles& losses,
+                    float tv_weight, double learning_rate, double beta1, double beta2,
+                    const std::string& instructions) {
+    check(noise.ndim() == 4 && noise.shape(1) == 3 && noise.shape(2) == noise.shape(3) &&
+              noise.shape(2) >= 2,
+          "noise must be (steps, 3, size, size)");
+    const std::size_t weights = conv1.size(), channels = weights / 27;
+    check(channels > 0 && weights == 27 * channels && conv2.size() == weights && bias2.size() == 3,
+          "weights have wrong sizes");
+    check(first.size() == 2 * weights + 3 && second.size() == first.size() &&
+              gradients.size() == first.size() && losses.size() == 2 * noise.shape(0),
+          "moments, gradients or losses have wrong sizes");
+    const noiser::Training how{static_cast<int>(noise.shape(2)), static_cast<int>(channels),
+                               tv_weight, learning_rate, beta1, beta2};
+    auto split = [&](float* all, float* to[3]) {
+        to[0] = all;
+        to[1] = all + weights;
+        to[2] = all + 2 * weights;
+    };
+    float* w[3] = {conv1.data(), conv2.data(), bias2.data()};
+    float *m[3], *v[3], *g[3];
+    split(first.data(), m);
+    split(second.data(), v);
+    split(gradients.data(), g);
+    const noiser::Kernels kernels = noiser::choose_kernels(instructions.c_str());
+    const auto steps = static_cast<std::int64_t>(noise.shape(0));
+    const float* images = noise.data();
+    double* to = losses.data();
+    nb::gil_scoped_release release;
+    kernels.training_steps(how, images, steps, done, w, m, v, to, g);
+}
+
 using Bytes = nb::ndarray<const std::uint8_t, nb::c_contig, nb::device::cpu>;
 using MutableBytes = nb::ndarray<std::uint8_t, nb::c_contig, nb::device::cpu>;
 
@@ -313,6 +350,9 @@ NB_MODULE(_native, module) {
     module.def("tone_rows", &tone_rows, "image"_a, "table"_a, "channel_mean"_a, "channel_scale"_a,
                "numbers"_a, "slope_map"_a, "offset_map"_a, "factor"_a, "out"_a, "threads"_a,
                "instructions"_a);
+    module.def("training_steps", &training_steps, "noise"_a, "done"_a, "conv1"_a, "conv2"_a,
+               "bias2"_a, "first"_a, "second"_a, "gradients"_a, "losses"_a, "tv_weight"_a,
+               "learning_rate"_a, "beta1"_a, "beta2"_a, "instructions"_a);
     module.def("lookup", &lookup, "image"_a, "table"_a, "out"_a, "threads"_a);
     module.def("unfilter", &unfilter, "lines"_a, "pixel"_a, "out"_a);
 }

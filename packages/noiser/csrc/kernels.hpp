@@ -44,12 +44,26 @@ struct Tone {
 using ToneRows = void (*)(const Tone&, const void* image, Sample in, std::int64_t width,
                           std::int64_t first, std::int64_t last, void* out, Sample to);
 
+// Noise self-regression.
+struct Training {
+    int size, channels;
+    float tv_weight;
+    double learning_rate, beta1, beta2;
+};
+
+// Steps on noise images [steps][3][size][size]. Weights, Adam's moments and the last gradients are
+// conv1 weight [channels][27], conv2 weight [3][channels][9], conv2 bias [3]; losses [steps][2].
+using TrainingSteps = void (*)(const Training&, const float* noise, std::int64_t steps,
+                               std::int64_t done, float* const weights[3], float* const first[3],
+                               float* const second[3], double* losses, float* const gradients[3]);
+
 struct Kernels {
     const char* name;
     NetworkRows network_rows;
     IntegerRowSums integer_row_sums;
     FloatRowSums float_row_sums;
     ToneRows tone_rows;
+    TrainingSteps training_steps;
 };
 
 Kernels avx512_kernels();

@@ -202,3 +202,30 @@ def test_plus_equals_its_reference(photograph, instructions, kind, shape):
     # Half a level of rounding, and bins of the luma that single precision fills otherwise.
     assert np.abs(found - expected).max() < (0.5 / 255 if kind == "uint8" else 0) + 4e-3
     assert np.array_equal(enhance(image, "plus", threads=1), enhance(image, "plus", threads=3))
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (7, 24), (18, 33)])
+def test_training_gradients_equal_the_reference(instructions, channels, size):
+    from noiser import noise_image
+    from noiser.training import loss_and_gradient
+
+    arrays = SelfRegressionModel.initialise(channels, seed=4).arrays()
+    x = noise_image(np.random.default_rng(5), size=size)
+    l1, tv, (grad1, _, grad2, grad_bias) = loss_and_gradient(arrays, x, 1.5)
+    weights = tuple(arrays[k].copy() for k in (0, 2, 3))
+    training = native.NativeTraining(weights, 1.5, 2e-4, (0.5, 0.999))
+    losses = training.run(np.stack([x]))
+    assert losses[0] == pytest.approx((l1, tv), abs=2e-6)
+    expected = np.concatenate([grad1.ravel(), grad2.ravel(), grad_bias])
+    assert np.abs(training.gradients - expected).max() < 5e-5 * np.abs(expected).max()
+
+
+def test_many_native_steps_stay_with_the_numpy_steps(instructions, monkeypatch):
+    from noiser import TrainingLog, train
+
+    logs = [TrainingLog(), TrainingLog()]
+    train(channels=5, steps=120, size=20, seed=2, learning_rate=1e-3, log=logs[0])
+    monkeypatch.setenv(native.VARIABLE, "numpy")
+    train(channels=5, steps=120, size=20, seed=2, learning_rate=1e-3, log=logs[1])
+    assert np.abs(np.array(logs[0].l1) - logs[1].l1).max() < 2e-3
+    assert np.abs(np.array(logs[0].tv) - logs[1].tv).max() < 2e-3

@@ -55,5 +55,21 @@ def tone_rows(
     threads: int,
     instructions: str,
 ) -> None: ...
+def training_steps(
+    noise: np.ndarray,
+    done: int,
+    conv1: np.ndarray,
+    conv2: np.ndarray,
+    bias2: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    gradients: np.ndarray,
+    losses: np.ndarray,
+    tv_weight: float,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    instructions: str,
+) -> None: ...
 def lookup(image: np.ndarray, table: np.ndarray, out: np.ndarray, threads: int) -> None: ...
 def unfilter(lines: np.ndarray, pixel: int, out: np.ndarray) -> bool: ...

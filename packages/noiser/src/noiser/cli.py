@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from noiser.assess import assess
 from noiser.batch import Outcome, plan, run_jobs, take_shard
 from noiser.cube import Cube
-from noiser.enhancement import Denoise, Enhancer, Method, Settings
+from noiser.enhancement import Denoise, Enhancer, Method, Settings, pretrained
 from noiser.errors import InputError
 from noiser.files import make_folder, write_atomically
 from noiser.gallery import gallery_page
@@ -26,6 +26,8 @@ from noiser.image_array import Padding
 from noiser.images import read_picture
 from noiser.network import SelfRegressionModel
 from noiser.noise import NoiseKind
+from noiser.onnx_export import to_onnx
+from noiser.speed import SIZES, measure_speed
 from noiser.training import TrainingLog, TrainingRecipe, train
 
 _EXAMPLES = """Examples:
@@ -39,6 +41,10 @@ _EXAMPLES = """Examples:
   noiser assess photos --json
 
   noiser lut shot.png -o look.cube
+
+  noiser export -o srm18.onnx
+
+  noiser bench --size 4k
 
   noiser train --seed 1 -o srm.json
 
@@ -321,6 +327,58 @@ def lut_command(
     cube = Cube.sample(lambda rgb: enhancer.map_colours(pixels, rgb), size, f"noiser {method}")
     cube.save(output)
     print(output)
+    return 0
+
+
+@app.command(name="export")
+def export_command(
+    model: Path | None = None,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    padding: Padding = "reflect",
+) -> int:
+    """Write a network as an ONNX model of any image size.
+
+    Example: noiser export srm.json -o srm.onnx
+
+    Parameters
+    ----------
+    model
+        Network written by 'noiser train'; without it, the one that ships with the package.
+    output
+        .onnx file to write.
+    padding
+        Border rule of the network.
+    """
+    network = pretrained() if model is None else SelfRegressionModel.load(model)
+    write_atomically(output, to_onnx(network, padding))
+    print(output)
+    return 0
+
+
+@app.command(name="bench")
+def bench_command(
+    *, size: Literal["600x400", "1080p", "4k", "8k"] = "1080p", repeats: int = 5, json: bool = False
+) -> int:
+    """Time the methods on one thread, beside torch and OpenCV where they are installed.
+
+    Example: noiser bench --size 4k
+
+    Parameters
+    ----------
+    size
+        Of the image.
+    repeats
+        Of which the median is taken.
+    json
+        Print one JSON document.
+    """
+    timings = measure_speed(pretrained(), *SIZES[size], repeats)
+    if json:
+        print(dumps([asdict(timing) for timing in timings], indent=1))
+        return 0
+    for t in timings:
+        print(f"{t.name:28} {t.milliseconds:9.2f} ms {t.megapixels_per_second:8.1f} MPix/s")
     return 0
 
 

@@ -18,7 +18,9 @@ from noiser.enhancement import enhance
 from noiser.environment import available_cores, describe
 from noiser.files import make_folder, write_atomically
 from noiser.forward import forward
+from noiser.native import instruction_set
 from noiser.network import SelfRegressionModel
+from noiser.speed import measure_speed
 from noiser.statistics import patch_statistics
 from noiser.training import TrainingLog, train
 
@@ -69,10 +71,14 @@ def _methods(model: SelfRegressionModel) -> dict[str, Callable[[np.ndarray], np.
         "gamma to mean 0.45": baselines.gamma,
         "gray world": baselines.gray_world,
         "histogram equalisation": baselines.histogram_equalisation,
+        "CLAHE": baselines.clahe,
+        "LIME": baselines.lime,
         "noiser closed form": lambda image: metrics.as_float(enhance(image, method="closed_form")),
         "noiser paper (network)": lambda image: metrics.as_float(
             enhance(image, "paper", model=model)
         ),
+        "noiser plus": lambda image: metrics.as_float(enhance(image, "plus")),
+        "noiser auto": lambda image: metrics.as_float(enhance(image, "auto")),
     }
 
 
@@ -264,6 +270,19 @@ def run_demo(
             f" shots {simple:.2f} dB; {command}",
         },
     ]
+    plus = scores["noiser plus"]
+    claims.append(
+        {
+            "name": "What this package adds: PSNR of the method plus (kept colours, detail)",
+            "paper": None,
+            "measured": f"{plus[0]:.2f} dark, {plus[2]:.2f} bright"
+            f" (network {paper[0]:.2f}, {paper[2]:.2f})",
+            "unit": "dB",
+            "met": plus[0] > paper[0] and plus[2] > paper[2],
+            "how": f"the same photographs; not in the paper; {command}",
+        }
+    )
+    timings = measure_speed(model, 1080, 1920, repeats=3)
     figures = _figures(out, found, compared, invariance, log)
     result = {
         "schema_version": 1,
@@ -286,7 +305,16 @@ def run_demo(
         f" {OVER_STOPS:+g} EV, 4000 electrons at white, 4 electrons of read noise, 12 bits,"
         " sRGB. PSNR over RGB, SSIM of the luma; no method sees the original.",
     }
-    page = report.render("demo.html.j2", result=result, lead=_LEAD, tables=[table])
+    speed = {
+        "title": "Speed on this machine, one thread, 1920 x 1080",
+        "columns": ["what", "ms", "MPix/s"],
+        "rows": [
+            [t.name, f"{t.milliseconds:.1f}", f"{t.megapixels_per_second:.1f}"] for t in timings
+        ],
+        "note": f"Median processor time of 3 interleaved runs; kernels {instruction_set()}. torch"
+        " and OpenCV appear where they are installed.",
+    }
+    page = report.render("demo.html.j2", result=result, lead=_LEAD, tables=[table, speed])
     write_atomically(out / "report.html", page.encode())
     write_atomically(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     return result
@@ -299,7 +327,8 @@ def _figures(
     invariance: dict[str, Any],
     log: TrainingLog,
 ) -> list[dict[str, str]]:
-    names = ["gamma to mean 0.45", "noiser closed form", "noiser paper (network)"]
+    names = ["gamma to mean 0.45", "LIME", "noiser closed form", "noiser paper (network)",
+             "noiser plus"]  # fmt: skip
     listed = []
     for column, file, title in (
         (0, "dark.png", "Dark shots: sixteen times less light, with the camera's noise"),

@@ -230,7 +230,7 @@ class Enhancer:
             return float(luma(image).mean())
         counts, _ = histograms(np.ascontiguousarray(image), BINS)
         levels = np.arange(counts.shape[1]) / full_scale(image.dtype)
-        return float(LUMA @ (counts @ levels)) / counts[0].sum()
+        return float(LUMA @ (counts @ levels)) / int(counts[0].sum())
 
     def _table(self, image: np.ndarray) -> np.ndarray:
         levels = np.repeat(np.arange(256)[:, None] / 255, 3, axis=1)

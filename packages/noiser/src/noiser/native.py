@@ -240,6 +240,41 @@ def run_tone(
     return out
 
 
+class NativeTraining:
+    """Adam steps of the noise self-regression on one thread, in single precision.
+
+    Parameters
+    ----------
+    weights : (channels, 3, 3, 3), (3, channels, 3, 3) and (3,) float32; changed in place
+    tv_weight, learning_rate, betas : of the recipe
+    """
+
+    def __init__(
+        self,
+        weights: tuple[np.ndarray, np.ndarray, np.ndarray],
+        tv_weight: float,
+        learning_rate: float,
+        betas: tuple[float, float],
+    ) -> None:
+        self.weights = weights
+        self._recipe = (tv_weight, learning_rate, *betas)
+        size = sum(weight.size for weight in weights)
+        self._moments = (np.zeros(size, np.float32), np.zeros(size, np.float32))
+        self.gradients = np.zeros(size, np.float32)
+        self._done = 0
+
+    def run(self, noise: Num[np.ndarray, "steps 3 size size"]) -> Num[np.ndarray, "steps 2"]:
+        """Take one step per noise image; return L1 and total variation of each."""
+        losses = np.empty((noise.shape[0], 2))
+        tv_weight, learning_rate, beta1, beta2 = self._recipe
+        _native.training_steps(
+            noise, self._done, *self.weights, *self._moments, self.gradients, losses, tv_weight,
+            learning_rate, beta1, beta2, instruction_set(),
+        )  # fmt: skip
+        self._done += noise.shape[0]
+        return losses
+
+
 def lookup(
     image: UInt8[np.ndarray, "height width 3"],
     table: UInt8[np.ndarray, "3 256"],
