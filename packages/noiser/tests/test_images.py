@@ -92,3 +92,57 @@ def test_files_that_cannot_be_written(tmp_path, photograph):
     with pytest.raises(InputError, match="cannot be written"):
         write_picture(picture, tmp_path / "a.png" / "b.png")
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_neither_applied_nor_lost(tmp_path, photograph, orientation):
+    from noiser import cli
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(photograph // 6).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    with pytest.raises(SystemExit):
+        cli.main(["enhance", str(tmp_path / "a.jpg"), "-o", str(tmp_path / "out")])
+    with Image.open(tmp_path / "out" / "a.jpg") as image:
+        assert image.getexif()[0x0112] == orientation
+        assert image.size == (112, 96)
+        upright = np.asarray(image)[..., 0].astype(float)
+    # The pixels stand as they stood: the correlation with the input is high, not with its mirror.
+    before = photograph[..., 0].astype(float)
+    assert np.corrcoef(upright.ravel(), before.ravel())[0, 1] > 0.9
+
+
+def test_a_wide_gamut_profile_is_kept(tmp_path, photograph):
+    from PIL import ImageCms
+
+    # A profile of another gamut than sRGB, as far as the file is concerned: its bytes must survive.
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    Image.fromarray(photograph).save(tmp_path / "a.png", icc_profile=profile)
+    write_picture(read_picture(tmp_path / "a.png"), tmp_path / "b.png")
+    assert read_picture(tmp_path / "b.png").icc_profile == profile
+
+
+@pytest.mark.stress
+def test_ten_thousand_damaged_files(tmp_path, photograph):
+    rng = np.random.default_rng(0)
+    samples = []
+    for suffix in ("png", "jpg", "webp", "tif", "bmp", "gif"):
+        buffer = io.BytesIO()
+        kind = {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
+        Image.fromarray(photograph[:24, :24]).save(buffer, kind)
+        samples.append((suffix, buffer.getvalue()))
+    samples.append(("png", png.encode16(photograph[:9, :9].astype(np.uint16) * 200)))
+    refused = []
+    for i in range(10_000):
+        suffix, data = samples[i % len(samples)]
+        damaged = bytearray(data[: rng.integers(1, len(data) + 1)])
+        for _ in range(rng.integers(0, 6)):
+            damaged[rng.integers(0, len(damaged))] = rng.integers(0, 256)
+        path = tmp_path / f"x.{suffix}"
+        path.write_bytes(damaged)
+        try:
+            read_picture(path)
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) > 3000
+    assert not any("\n" in message for message in refused)

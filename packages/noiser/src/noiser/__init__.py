@@ -11,6 +11,7 @@ from noiser.noise import noise_image
 from noiser.passes import apply_network, collect_statistics
 from noiser.statistics import FoldedModel, PatchStatistics, fold, patch_statistics
 from noiser.training import TrainingLog, TrainingRecipe, train
+from noiser.video import VideoEnhancer
 
 __all__ = [
     "Cube",
@@ -23,6 +24,7 @@ __all__ = [
     "Settings",
     "TrainingLog",
     "TrainingRecipe",
+    "VideoEnhancer",
     "apply_network",
     "assess",
     "baselines",

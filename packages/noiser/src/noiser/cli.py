@@ -29,6 +29,8 @@ from noiser.noise import NoiseKind
 from noiser.onnx_export import to_onnx
 from noiser.speed import SIZES, measure_speed
 from noiser.training import TrainingLog, TrainingRecipe, train
+from noiser.video import VideoMethod
+from noiser.video_files import enhance_video
 
 _EXAMPLES = """Examples:
 
@@ -41,6 +43,8 @@ _EXAMPLES = """Examples:
   noiser assess photos --json
 
   noiser lut shot.png -o look.cube
+
+  noiser video night.mp4 -o day.mp4
 
   noiser export -o srm18.onnx
 
@@ -327,6 +331,45 @@ def lut_command(
     cube = Cube.sample(lambda rgb: enhancer.map_colours(pixels, rgb), size, f"noiser {method}")
     cube.save(output)
     print(output)
+    return 0
+
+
+@app.command(name="video")
+def video_command(
+    source: Path,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    method: VideoMethod = "paper",
+    model: Path | None = None,
+    half_life: float = 0.5,
+    codec: str = "libx264",
+    threads: int | None = None,
+) -> int:
+    """Enhance a video file; sound is left out.
+
+    Example: noiser video night.mp4 -o day.mp4 --half-life 0.5
+
+    Parameters
+    ----------
+    source
+        Video file.
+    output
+        File to write; its suffix chooses the container.
+    method
+        paper (the network) or closed_form.
+    model
+        Network written by 'noiser train'; without it, the one that ships with the package.
+    half_life
+        Seconds after which a change of the content has half arrived; the exposure is followed at
+        once.
+    codec
+        Of the output, as FFmpeg names it.
+    threads
+        Processor threads; without it, all cores.
+    """
+    network = None if model is None else SelfRegressionModel.load(model)
+    count = enhance_video(source, output, method, network, half_life, codec, threads)
+    print(f"{output}: {count} frames")
     return 0
 
 

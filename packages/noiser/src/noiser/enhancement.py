@@ -149,7 +149,7 @@ class Enhancer:
             return image.copy()
         plain = strength == 1 and settings.target == "auto" and settings.black_point is None
         if plain and settings.method == "closed_form" and image.dtype == np.uint8:
-            return lookup(image, self._table(image), self._threads)
+            return zscore_of(image, *_channel_moments(image), settings.contrast, self._threads)
         if plain and settings.method == "paper":
             return self.run_network(image, self.statistics(image), np.empty_like(image))
         fast = settings.method in ("plus", "auto") and settings.denoise == "off"
@@ -232,11 +232,6 @@ class Enhancer:
         levels = np.arange(counts.shape[1]) / full_scale(image.dtype)
         return float(LUMA @ (counts @ levels)) / int(counts[0].sum())
 
-    def _table(self, image: np.ndarray) -> np.ndarray:
-        levels = np.repeat(np.arange(256)[:, None] / 255, 3, axis=1)
-        value = _zscore_curve(image, levels, self.settings.contrast)
-        return np.ascontiguousarray(to_type(value, image.dtype).T)
-
     def _light(self, image: np.ndarray) -> np.ndarray:
         settings = self.settings
         if settings.method == "paper":
@@ -285,9 +280,41 @@ def _channel_moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _zscore_curve(
     image: Num[np.ndarray, "height width 3"], rgb: Float[np.ndarray, "*shape 3"], slope: float
 ) -> Float[np.ndarray, "*shape 3"]:
-    mean, deviation = _channel_moments(image)
+    return _compress(rgb, *_channel_moments(image), slope)
+
+
+def _compress(rgb: np.ndarray, mean: np.ndarray, deviation: np.ndarray, slope: float) -> np.ndarray:
     z = (rgb - mean) / np.maximum(deviation, 1e-6)
     return np.asarray(0.5 + 0.5 * np.tanh(slope * z))
+
+
+def zscore_of(
+    image: Num[np.ndarray, "height width 3"],
+    mean: Float[np.ndarray, 3],
+    deviation: Float[np.ndarray, 3],
+    slope: float,
+    threads: int | None = None,
+) -> Num[np.ndarray, "height width 3"]:
+    """Apply the closed form with given moments of the channels.
+
+    Parameters
+    ----------
+    image : (height, width, 3) uint8, uint16 or float in [0, 1]
+    mean, deviation : of red, green and blue, full scale 1
+    slope : factor before the tanh
+    threads : for 8-bit images, which go through a table; None for all cores
+
+    Returns
+    -------
+    image of the same shape and type
+    """
+    if image.dtype == np.uint8:
+        levels = np.repeat(np.arange(256)[:, None] / 255, 3, axis=1)
+        table = to_type(_compress(levels, mean, deviation, slope), image.dtype).T
+        return lookup(
+            image, np.ascontiguousarray(table), available_cores() if threads is None else threads
+        )
+    return to_type(_compress(as_float(image), mean, deviation, slope), image.dtype)
 
 
 def enhance(

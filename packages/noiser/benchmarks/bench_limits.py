@@ -1,0 +1,157 @@
+"""Memory, training, start, 16 bits, flicker: what has a bar and is no picture quality."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from common import parser, write
+from noiser import TrainingLog, VideoEnhancer, enhance, forward, metrics, pretrained, train
+from noiser.camera import retake
+
+NAME = "bench_limits"
+SCALE = """
+import resource, sys
+import numpy as np
+from noiser import apply_network, collect_statistics, pretrained
+side, source, target = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+image = np.memmap(source, np.uint8, "r", shape=(side, side, 3))
+out = np.memmap(target, np.uint8, "w+", shape=image.shape)
+apply_network(pretrained(), image, collect_statistics(image, threads=2), threads=2, out=out)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def big_image(path: Path, side: int) -> None:
+    """Write side x side pixels of dark structure and noise, band by band."""
+    rng = np.random.default_rng(0)
+    band = np.empty((500, side, 3), np.uint8)
+    with path.open("wb") as file:
+        for first in range(0, side, 500):
+            band[:] = (np.linspace(5, 40, side)[None, :, None] + first * 20 / side).astype(np.uint8)
+            band += rng.integers(0, 9, (500, 1, 3), dtype=np.uint8)
+            file.write(band[: min(500, side - first)].tobytes())
+
+
+def memory(side: int, folder: Path) -> tuple[float, float]:
+    """Peak memory in MB and seconds for an image of side x side pixels, from file to file."""
+    big_image(folder / "in", side)
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", SCALE, str(side), str(folder / "in"), str(folder / "out")],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return float(done.stdout), time.perf_counter() - started
+
+
+def import_seconds(repeats: int = 7) -> float:
+    code = "import time; t = time.perf_counter(); import noiser; print(time.perf_counter() - t)"
+    return statistics.median(
+        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+        for _ in range(repeats)
+    )
+
+
+def imported() -> list[str]:
+    code = "import sys, noiser; print([m for m in ('torch', 'scipy', 'cv2') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return [] if done.stdout.strip() == "[]" else [done.stdout.strip()]
+
+
+def flicker() -> tuple[float, float]:
+    """Mean change of the frame mean in levels under 10 % jitter: input and output."""
+    from skimage import data
+
+    rng = np.random.default_rng(0)
+    scene = data.astronaut() / 255 * 0.2
+    frames = [np.rint(255 * g * scene).astype(np.uint8) for g in 1 + rng.uniform(-0.1, 0.1, 20)]
+    outs = [f.mean() for f in VideoEnhancer("paper", threads=1).frames(frames)]
+    before = float(np.abs(np.diff([f.mean() for f in frames])).mean())
+    return before, float(np.abs(np.diff(outs)).mean())
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--side", type=int, default=30_000, help="of the large image, in pixels")
+    arguments = options.parse_args()
+    goals: list[dict] = []
+
+    def goal(name: str, bar: str, measured: str, met: bool | None) -> None:
+        goals.append({"name": name, "goal": bar, "measured": measured, "met": met})
+        print(name, measured, met, flush=True)
+
+    seconds, logs = [], []
+    for seed in range(3):
+        log = TrainingLog()
+        started = time.process_time()
+        train(seed=seed, log=log)
+        seconds.append(time.process_time() - started)
+        logs.append(log.final())
+    median = statistics.median(seconds)
+    goal("training, 2000 steps, 993 parameters, one thread", "at most 10 s",
+         f"{median:.1f} s (median processor time of 3 seeds)", median <= 10)  # fmt: skip
+    l1, tv = (float(np.mean([entry[k] for entry in logs])) for k in (0, 1))
+    goal("losses after training (L1, total variation)", "0.70 ± 0.01 and 0.081 ± 0.004",
+         f"{l1:.4f} and {tv:.4f} (3 seeds)",
+         abs(l1 - 0.70) <= 0.01 and abs(tv - 0.081) <= 0.004)  # fmt: skip
+    twice = [train(seed=5, steps=200).to_json() for _ in range(2)]
+    goal("one seed gives one model", "equal bytes", str(twice[0] == twice[1]), twice[0] == twice[1])
+
+    same = train(seed=0)
+    shipped = all(np.array_equal(a, b) for a, b in zip(same.arrays(), pretrained().arrays()))
+    goal("shipped weights come from noiser train --seed 0", "equal bytes on the machine they"
+         " were made on", str(shipped), shipped)  # fmt: skip
+
+    start = import_seconds()
+    goal("import noiser", "below 0.3 s", f"{start:.2f} s (median of 7)", start < 0.3)
+    heavy = imported()
+    goal("import noiser loads neither torch nor scipy", "none", str(heavy or "none"), not heavy)
+
+    ramp = np.arange(65536, dtype=np.uint16).reshape(64, 1024)
+    levels = len(np.unique(enhance(np.stack([ramp] * 3, axis=2), "plus")[..., 0]))
+    goal("distinct levels of a 16-bit ramp after plus", "at least 60000", str(levels),
+         levels >= 60_000)  # fmt: skip
+
+    from skimage import data
+
+    scene = data.chelsea() / 255
+    reference = forward(pretrained(), scene, eps=1e-12)
+    worst = max(
+        255 * float(np.abs(forward(pretrained(), a * scene, eps=1e-12) - reference).max())
+        for a in (0.1, 0.3, 0.6)
+    )
+    goal("exposure invariance, gains 0.1 ... 1, float input, eps 1e-12", "at most 1 level",
+         f"{worst:.4f} levels", worst <= 1)  # fmt: skip
+
+    before, after = flicker()
+    goal("flicker under 10 % jitter of the exposure, method paper", "at most 0.2 levels",
+         f"{after:.2f} levels (input {before:.2f})", after <= 0.2)  # fmt: skip
+
+    darkened = [retake(getattr(data, n)(), -4, seed=0) for n in ("astronaut", "coffee", "chelsea")]
+    means = [metrics.luma(enhance(shot, "paper")).mean() for shot in darkened]
+    goal("mean of the network's output", "0.48 ± 0.03", f"{np.mean(means):.3f}",
+         abs(float(np.mean(means)) - 0.48) <= 0.03)  # fmt: skip
+
+    folder = Path(tempfile.mkdtemp(prefix="noiser"))
+    try:
+        wanted = 7 * arguments.side**2
+        if shutil.disk_usage(folder).free < wanted:
+            print(f"large image left out: {wanted / 1e9:.0f} GB of disk are needed")
+        else:
+            peak, elapsed = memory(arguments.side, folder)
+            goal(f"{arguments.side} x {arguments.side} pixels from file to file", "below 600 MB",
+                 f"{peak:.0f} MB, {elapsed:.0f} s on 2 threads", peak < 600)  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
+    write(arguments.out, NAME, __doc__.strip(),
+          f"python benchmarks/{NAME}.py --out benchmarks/results", goals, [], 2)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from noiser import InputError, VideoEnhancer, collect_statistics
+from noiser.video import exposure_ratio, scaled
+
+METHODS = ["paper", "closed_form"]
+
+
+def flicker(frames):
+    return np.abs(np.diff([f.mean() for f in frames])).mean()
+
+
+@pytest.fixture
+def scene(photograph):
+    return photograph / 255 * 0.2
+
+
+def test_scaled_statistics_are_those_of_the_scaled_image(scene):
+    expected = collect_statistics(0.6 * scene)
+    found = scaled(collect_statistics(scene), 0.6)
+    assert np.abs(found.mean - expected.mean).max() < 1e-12
+    assert np.abs(found.covariance - expected.covariance).max() < 1e-12
+
+
+def test_exposure_ratio_sees_the_gain_and_not_a_lamp(scene):
+    before = scene[..., 0] + 0.1
+    now = 1.3 * before
+    now[:20, :20] = 1.0
+    assert exposure_ratio(before, now) == pytest.approx(1.3, rel=1e-6)
+    assert exposure_ratio(before * 0, now) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_jitter_of_the_exposure_does_not_flicker(scene, method):
+    rng = np.random.default_rng(0)
+    gains = 1 + rng.uniform(-0.1, 0.1, 12)
+    shaken = [np.rint(65535 * g * scene).astype(np.uint16) for g in gains]
+    out = list(VideoEnhancer(method).frames(shaken))
+    levels = [f / 257 for f in out]
+    assert flicker(levels) < 0.2
+    assert flicker([f / 257 for f in shaken]) > 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_lamp_does_not_pump_and_a_cut_is_seen(scene, method):
+    dark = np.rint(255 * scene).astype(np.uint8)
+    lamp = dark.copy()
+    lamp[:12, :12] = 255
+    own = VideoEnhancer(method, half_life=0)
+    smooth = VideoEnhancer(method, half_life=0.5)
+    rest = np.s_[30:, 30:]
+    steps = []
+    for enhancer in (own, smooth):
+        a, b = enhancer.enhance(dark), enhancer.enhance(lamp)
+        steps.append(abs(a[rest].mean() - b[rest].mean()))
+        assert enhancer.cuts == 0
+    assert steps[1] < 0.25 * steps[0]
+    other = np.ascontiguousarray(255 - dark[::-1, ::-1])
+    after_cut = smooth.enhance(other)
+    assert smooth.cuts == 1
+    assert np.array_equal(after_cut, VideoEnhancer(method).enhance(other))
+
+
+def test_bad_arguments(scene):
+    for options in ({"method": "plus"}, {"half_life": -1.0}, {"frame_rate": 0.0}):
+        with pytest.raises(InputError, match=next(iter(options))):
+            VideoEnhancer(**options)
+    black = np.zeros((4, 4, 3), np.uint8)
+    assert np.array_equal(VideoEnhancer().enhance(black), black)
+
+
+@pytest.mark.peer
+def test_a_video_file_goes_through(tmp_path, photograph):
+    av = pytest.importorskip("av")
+    from noiser.video_files import enhance_video, read_frames
+
+    with av.open(str(tmp_path / "night.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 112, 96, "bgr0"
+        for _ in range(6):
+            frame = av.VideoFrame.from_ndarray(photograph // 6, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert enhance_video(tmp_path / "night.mkv", tmp_path / "day.mp4") == 6
+    frames = list(read_frames(tmp_path / "day.mp4"))
+    assert len(frames) == 6
+    assert abs(frames[-1].mean() - 127) < 25
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(InputError, match=r"text\.mp4"):
+        enhance_video(tmp_path / "text.mp4", tmp_path / "out.mp4")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["day.mp4", "night.mkv", "text.mp4"]
