@@ -185,4 +185,5 @@ def test_tuning_prefers_few_participants_when_one_ue_is_very_slow():
     by = {c.participants: c for c in found.candidates}
     assert by[6].round_s == pytest.approx(500.0, rel=1e-6)
     assert by[6].rounds == pytest.approx(20.0)  # 2 (F0 - F*) / (beta eps), beta = 1 / L
-    assert by[6].seconds == pytest.approx(10_000.0, rel=1e-6)
+    assert by[6].guaranteed_s == pytest.approx(10_000.0, rel=1e-6)
+    assert by[6].expected_rounds == 15  # (F0 - F*) / beta + ||grad F||^2 / 2 over epsilon

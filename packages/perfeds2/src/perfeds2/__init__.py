@@ -17,6 +17,7 @@ from .data import FederatedData, federate, load_data
 from .engine import Simulation
 from .errors import DivergedError, InfeasibleError, InputError
 from .objective import FlatModel, MetaGradient
+from .plan import Plan, exhaustive_plan, plan
 from .result import RunResult
 from .schedule import RoundSchedule, exact_round, exhaustive_round, greedy
 from .system import System, build_system, read_trace
@@ -35,6 +36,7 @@ __all__ = [
     "InfeasibleError",
     "InputError",
     "MetaGradient",
+    "Plan",
     "Round",
     "RoundSchedule",
     "RunResult",
@@ -49,6 +51,7 @@ __all__ = [
     "equal_split",
     "estimate_constants",
     "exact_round",
+    "exhaustive_plan",
     "exhaustive_round",
     "federate",
     "finishing_times",
@@ -58,6 +61,7 @@ __all__ = [
     "lower_limit_s",
     "make_clock",
     "path_gain",
+    "plan",
     "proportional_split",
     "rate_bit_per_s",
     "read_trace",

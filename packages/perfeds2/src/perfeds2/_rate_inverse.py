@@ -44,7 +44,7 @@ def snr_of_rho(rho, delta):  # type: ignore[no-untyped-def]
             slope = (1.0 / (1.0 + x) - (1.0 - h)) / -x
             step = (h - delta) / slope if x > 1e-3 else (h - delta) / (0.5 - x * (2.0 / 3.0))
             x -= step
-            if abs(step) <= 2e-16 * x:
+            if abs(step) <= 1e-9 * x:  # quadratic convergence: what is left is below one ulp
                 break
         return x
     if rho > 0.12:
@@ -69,7 +69,7 @@ def snr_of_rho(rho, delta):  # type: ignore[no-untyped-def]
             new = 0.5 * (x + low)
         step = x - new
         x = new
-        if abs(step) <= 4e-16 * x:
+        if abs(step) <= 1e-6 * x:  # cubic convergence: what is left is below one ulp
             break
     return x
 
@@ -133,7 +133,9 @@ def common_finish(offset_s, snr_density, bits, bandwidth_hz, out):  # type: igno
     n = out.shape[0]
     low = 0.0
     high = 0.0
+    limit = -np.inf  # no band can beat this time
     for i in range(n):
+        limit = max(limit, offset_s[i] + bits[i] * LN2 / snr_density[i])
         low = max(low, finish_one(bandwidth_hz, offset_s[i], snr_density[i], bits[i]))
         high = max(high, finish_one(bandwidth_hz / n, offset_s[i], snr_density[i], bits[i]))
     if not high < np.inf:
@@ -152,11 +154,10 @@ def common_finish(offset_s, snr_density, bits, bandwidth_hz, out):  # type: igno
             new = t - total * (total - bandwidth_hz) / (bandwidth_hz * slope)
             if not (low <= new <= high):
                 new = 0.5 * (low + high)
-        step = new - t
-        if abs(step) <= 2e-16 * t:
-            break
+        step = abs(new - t)
         t = new
-        if high - low <= 2.3e-16 * high:
+        # quadratic convergence on the scale of t - limit: what is left is below one ulp
+        if step <= 1e-9 * (t - limit) or step <= 2e-16 * t:
             break
     total, slope = demand_many(t, offset_s, snr_density, bits, out)
     return t, slope

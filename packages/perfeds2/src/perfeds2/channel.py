@@ -23,7 +23,7 @@ def watt_from_dbm(power_dbm: Any) -> Any:
 
     Examples
     --------
-    >>> round(watt_from_dbm(10.0), 12)
+    >>> round(float(watt_from_dbm(10.0)), 12)
     0.01
     """
     return 10.0 ** ((np.asarray(power_dbm, dtype=float) - 30.0) / 10.0)

@@ -274,6 +274,10 @@ class Simulation:
             self.store.put(version, weights)
         self._log = self._log[: self.clock.round_index]
 
+    def record(self) -> float:
+        """Evaluate the current weights and add a point to the history; return the loss."""
+        return self._record(len(self._log), None)
+
     def _record(
         self, round_index: int, progress: Progress | None, path: Path | None = None
     ) -> float:

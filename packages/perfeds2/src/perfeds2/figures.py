@@ -71,13 +71,18 @@ def loss_curves(results: Sequence[FormResult], title: str = "") -> Figure:
         )
     target = results[0].target_loss
     ax.axhline(target, color="#555555", lw=0.9, ls="--")
-    ax.annotate(f"target {target:g}", (grid[0], target), xytext=(2, 3), textcoords="offset points")
+    ax.annotate(
+        f"target {target:g}",
+        (grid[0], target),
+        xytext=(2, -12),
+        textcoords="offset points",
+    )
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("simulated seconds")
     ax.set_ylabel("personalised test loss")
     ax.set_title(title, loc="left", fontsize=10)
-    ax.legend()
+    ax.legend(loc="upper left", frameon=False)
     return fig
 
 
@@ -108,7 +113,12 @@ def gantt(run: RunResult, ues: int = 20, seconds: float | None = None) -> Figure
     ready = start + run.compute_s[run.ues]
     spans = (
         ("compute", COLOURS[0], start, np.minimum(ready, run.arrival_s)),
-        ("upload", COLOURS[1], np.minimum(ready, run.arrival_s), run.arrival_s),
+        (
+            "upload, or wait for a share",
+            COLOURS[1],
+            np.minimum(ready, run.arrival_s),
+            run.arrival_s,
+        ),
         ("wait for the round", "#cccccc", run.arrival_s, close),
     )
     for name, colour, left, right in spans:
@@ -123,7 +133,7 @@ def gantt(run: RunResult, ues: int = 20, seconds: float | None = None) -> Figure
     ax.set_xlabel("simulated seconds (dotted: a round closes)")
     ax.set_ylabel("UE")
     ax.grid(visible=False)
-    fig.legend(loc="outside upper center", ncols=3)
+    fig.legend(loc="outside upper center", ncols=3, frameon=False)
     return fig
 
 

@@ -42,6 +42,7 @@ class ClientMethod:
     def __post_init__(self) -> None:
         c = self.config
         self.meta = MetaGradient(self.model, c.alpha, c.estimator, c.difference)
+        self.plain = MetaGradient(self.model, 0.0)
         names, sizes = self.model.names, self.model.sizes
         last = names[-1].rsplit(".", 1)[0]
         head = [n.rsplit(".", 1)[0] == last or len(names) <= 2 for n in names]
@@ -77,6 +78,10 @@ class ClientMethod:
         inner, outer, hessian : pairs of tensors of shape (m, local_steps, batch, ...)
             Independent batches.
         """
+        if self.config.name in ("perfedavg", "fedavg", "fedprox") and self.config.local_steps == 1:
+            one = [(x[:, 0], y[:, 0]) for x, y in (inner, outer, hessian)]
+            gradient = self.meta if self.config.name == "perfedavg" else self.plain
+            return gradient(weights, one[0], one[1], one[2], self.chunk), state
         function = _UPDATES[self.config.name]
         stacked = vmap(lambda *a: torch.cat(function(self, *a), -1))
         both = in_chunks(stacked, self.chunk, weights, state, inner, outer, hessian)
@@ -121,8 +126,6 @@ Update = Callable[..., Pair]
 
 def _perfedavg(m: ClientMethod, w: Tensor, s: Tensor, i: Batch, o: Batch, h: Batch) -> Pair:
     c = m.config
-    if c.local_steps == 1:
-        return m.meta.single(w, _at(i, 0), _at(o, 0), _at(h, 0)), s
     v = w
     for t in range(c.local_steps):
         v = v - c.local_step * m.meta.single(v, _at(i, t), _at(o, t), _at(h, t))
@@ -130,7 +133,7 @@ def _perfedavg(m: ClientMethod, w: Tensor, s: Tensor, i: Batch, o: Batch, h: Bat
 
 
 def _sgd(m: ClientMethod, w: Tensor, batches: Batch, mu: float = 0.0) -> Tensor:
-    """Gradient (one step) or accumulated direction (several) with an optional proximal term."""
+    """Accumulate the direction of the local steps, with an optional proximal term."""
     c, f = m.config, m.model.loss
     if c.local_steps == 1:
         single: Tensor = grad(f)(w, _at(batches, 0))

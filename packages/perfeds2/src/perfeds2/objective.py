@@ -153,7 +153,36 @@ class MetaGradient:
         chunk : int
             UEs per vectorised call (memory); the result does not depend on it.
         """
-        return in_chunks(vmap(self.single), chunk, weights, inner, outer, hessian)
+        return in_chunks(self._stacked, chunk, weights, inner, outer, hessian)
+
+    def _stacked(self, weights: Tensor, inner: Batch, outer: Batch, hessian: Batch) -> Tensor:
+        """Differentiate the sum over UEs: only the forward pass is vectorised by `vmap`.
+
+        The loss of a UE depends on its own row alone, so the gradient of the sum holds every UE's
+        gradient. This leaves differentiation to the ordinary engine, without one more layer.
+        """
+        with torch.enable_grad():
+            w = weights.detach().requires_grad_(True)
+            if self.alpha == 0.0:
+                return self._gradients(w, outer)
+            moved = w.detach() - self.alpha * self._gradients(w, inner)
+            v = self._gradients(moved.requires_grad_(True), outer)
+            if self.estimator == "fo":
+                return v
+            if self.estimator == "exact":
+                total = vmap(self.model.loss)(w, hessian).sum()
+                (g,) = torch.autograd.grad(total, w, create_graph=True)
+                (hv,) = torch.autograd.grad(g, w, v)
+                return v - self.alpha * hv
+            norm = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+            delta = self.difference / torch.clamp(norm, min=1e-30)
+            up = self._gradients((w.detach() + delta * v).requires_grad_(True), hessian)
+            down = self._gradients((w.detach() - delta * v).requires_grad_(True), hessian)
+            return v - self.alpha * (up - down) / (2 * delta)
+
+    def _gradients(self, w: Tensor, batch: Batch) -> Tensor:
+        found: Tensor = torch.autograd.grad(vmap(self.model.loss)(w, batch).sum(), w)[0]
+        return found
 
 
 def in_chunks(function: Callable[..., Tensor], chunk: int, *columns: Tensor | Batch) -> Tensor:

@@ -1,9 +1,18 @@
-"""Choose the number of participants: rounds the bound asks for, times the length of a round."""
+"""Choose the number of participants: rounds to a gradient norm, times the length of a round.
+
+The bound sets the step of every candidate and guarantees a number of rounds. Guarantees compare
+badly, because their slack differs between candidates, so the choice goes by the expected rounds at
+that step. Along gradient flow beta sum_k ||grad F(w_k)||^2 = F(w_0) - F*; half of the first term is
+added for the difference between sum and integral, and the stationary noise beta L sigma^2 / (2 A)
+is taken off the target.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+import numpy as np
 
 from .clock import make_clock
 from .config import ExperimentConfig
@@ -25,7 +34,9 @@ class Candidate:
     step : float
         Best step of the bound.
     rounds : float
-        Rounds the bound asks for at that step.
+        Rounds the bound guarantees to suffice at that step.
+    expected_rounds : float
+        Rounds expected at that step.
     round_s : float
         Mean length of a round in simulated seconds.
     """
@@ -34,30 +45,39 @@ class Candidate:
     staleness: float
     step: float
     rounds: float
+    expected_rounds: float
     round_s: float
 
     @property
     def seconds(self) -> float:
-        """Predicted simulated seconds."""
+        """Expected simulated seconds."""
+        return self.expected_rounds * self.round_s
+
+    @property
+    def guaranteed_s(self) -> float:
+        """Simulated seconds of the guaranteed rounds."""
         return self.rounds * self.round_s
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Result of `tune_participants`; `best` has the fewest predicted seconds."""
+    """Result of `tune_participants`; `best` has the fewest expected seconds."""
 
     candidates: tuple[Candidate, ...]
 
     @property
     def best(self) -> Candidate:
-        """Candidate with the fewest predicted seconds; the larger A on a tie."""
+        """Candidate with the fewest expected seconds; the larger A on a tie."""
         return min(self.candidates, key=lambda c: (c.seconds, -c.participants))
 
     def to_json(self) -> dict[str, object]:
         """Plain values for JSON."""
         return {
             "best": self.best.participants,
-            "candidates": [{**asdict(c), "seconds": c.seconds} for c in self.candidates],
+            "candidates": [
+                {**asdict(c), "seconds": c.seconds, "guaranteed_s": c.guaranteed_s}
+                for c in self.candidates
+            ],
         }
 
 
@@ -136,6 +156,9 @@ def tune_participants(
             constants.noise_variance,
             constants.heterogeneity,
         )
-        rows.append(Candidate(int(count), behind, beta, rounds, round_s))
+        noise = 0.5 * beta * constants.smoothness * constants.noise_variance / count
+        total = constants.objective / beta + 0.5 * constants.gradient_norm_sq
+        expected = float(np.ceil(total / (epsilon - noise)))
+        rows.append(Candidate(int(count), behind, beta, rounds, expected, round_s))
     require(bool(rows), "schedule.staleness", config.schedule.staleness, "feasible for some A")
     return Tuning(tuple(rows))
