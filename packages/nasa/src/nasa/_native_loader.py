@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 import warnings
+from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +35,18 @@ def native() -> Any:
                 stacklevel=2,
             )
     return _loaded
+
+
+@lru_cache(maxsize=1)
+def cuda() -> ctypes.CDLL | None:
+    """Return the CUDA kernels, or None where the package was built without them."""
+    for path in Path(__file__).parent.glob("libnasa_cuda.*"):
+        library = ctypes.CDLL(str(path))
+        numbers = ctypes.POINTER(ctypes.c_int64)
+        library.nasa_cuda_adder_forward.argtypes = [numbers, *[ctypes.c_void_p] * 4]
+        library.nasa_cuda_adder_grad_input.argtypes = [numbers, *[ctypes.c_void_p] * 5]
+        return library
+    return None
 
 
 def isa() -> str:

@@ -7,12 +7,13 @@ integers). float32 on the CPU runs in the compiled kernels; everything else runs
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nasa._native_loader import isa, native
+from nasa._native_loader import cuda, isa, native
 from nasa._shapes import Conv2dShape
 
 _CHUNK = 1 << 24  # elements of the largest intermediate that the torch kernels make
@@ -27,6 +28,23 @@ def _geometry(
 def _compiled(*tensors: Tensor) -> Any:
     plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
     return native() if plain else None
+
+
+def _on_cuda(name: str, z: Conv2dShape, out: Tensor, *inputs: Tensor) -> bool:
+    """Run a CUDA kernel into ``out``; False where there is none for these tensors."""
+    plain = all(t.device.type == "cuda" and t.dtype == torch.float32 for t in inputs)
+    library = cuda() if plain else None
+    if library is None:
+        return False
+    kept = [t.detach().contiguous() for t in inputs]
+    numbers = (ctypes.c_int64 * 16)(*z.numbers())
+    with torch.cuda.device(out.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        addresses = [t.data_ptr() for t in (*kept, out)]
+        code = getattr(library, f"nasa_cuda_{name}")(numbers, *addresses, stream)
+    if code:
+        raise RuntimeError(f"the CUDA kernel {name} failed to start: error {code}")
+    return True
 
 
 def _unfold(x: Tensor, z: Conv2dShape) -> Tensor:
@@ -55,6 +73,8 @@ def adder_conv2d(
         x, weight = x.detach().contiguous(), weight.detach().contiguous()
         addresses = (x.data_ptr(), weight.data_ptr(), y.data_ptr())
         module.adder_forward(z.numbers(), *addresses, exact, torch.get_num_threads(), isa())
+        return y
+    if _on_cuda("adder_forward", z, y, x, weight):
         return y
     columns = _unfold(x, z).transpose(2, 3)
     kernels = weight.reshape(z.groups, z.filters // z.groups, -1)
@@ -99,6 +119,8 @@ def adder_conv2d_grad_input(
         x, weight, grad = (t.detach().contiguous() for t in (x, weight, grad))
         addresses = (x.data_ptr(), weight.data_ptr(), grad.data_ptr(), out.data_ptr())
         module.adder_grad_input(z.numbers(), *addresses, torch.get_num_threads(), isa())
+        return out
+    if _on_cuda("adder_grad_input", z, out, x, weight, grad):
         return out
     columns = _unfold(x, z)
     fg = z.filters // z.groups

@@ -1,0 +1,42 @@
+"""The CUDA kernels: compiled wherever nvcc is, run wherever a GPU and a build with them is."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from nasa._native_loader import cuda
+from nasa.functional import adder_conv2d
+from test_operators import adder_reference
+
+SOURCE = Path(__file__).parent.parent / "csrc" / "adder_cuda.cu"
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_compiles_for_hopper(tmp_path):
+    target = tmp_path / "kernels.cubin"
+    command = ["nvcc", "-std=c++17", "-arch=sm_90", "-cubin", "-Werror", "all-warnings"]
+    done = subprocess.run(
+        [*command, str(SOURCE), "-o", str(target)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert target.stat().st_size > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or cuda() is None, reason="no GPU or no kernels")
+@pytest.mark.parametrize("geometry", [(1, 1, 1, 1), (2, 1, 1, 2), (1, 2, 2, 1), (3, 0, 1, 4)])
+def test_equals_the_reference_on_a_gpu(geometry):
+    torch.manual_seed(0)
+    groups = geometry[3]
+    x, w = torch.randn(3, 8, 13, 11), torch.randn(12, 8 // groups, 3, 3)
+    truth = adder_reference(x, w, *geometry)
+    xg, wg = (t.cuda().requires_grad_() for t in (x, w))
+    y = adder_conv2d(xg, wg, *geometry)
+    assert torch.allclose(y.cpu().double(), truth, atol=1e-4)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    xc, wc = (t.clone().requires_grad_() for t in (x, w))
+    adder_conv2d(xc, wc, *geometry).backward(grad.cpu())
+    assert torch.allclose(xg.grad.cpu(), xc.grad, atol=1e-4)
+    assert torch.allclose(wg.grad.cpu(), wc.grad, atol=1e-3)
