@@ -170,6 +170,57 @@ SIM_EXPORT int migperfSimReset(unsigned int gpu)
     return result;
 }
 
+static uint32_t broken_in(const struct sim_gpu_state *gpu)
+{
+    const struct sim_board *board = &sim->board;
+    uint32_t broken = 0, taken = 0, media = 0, used[SIM_MAX_PROFILES] = {0};
+    uint64_t ids = 0;
+    for (int i = 0; i < SIM_MAX_GI; i++) {
+        const struct sim_gi *gi = &gpu->gi[i];
+        if (!gi->used)
+            continue;
+        const struct sim_profile *p = &board->profiles[gi->profile];
+        uint32_t mask = ((1u << p->size) - 1u) << gi->start, slots = 0, cut_ids = 0;
+        bool legal = false;
+        for (uint32_t s = 0; s < p->n_starts; s++)
+            legal |= p->starts[s] == gi->start;
+        broken += !legal + ((taken & mask) != 0) + ((ids >> gi->id & 1) != 0) + !gi->generation;
+        taken |= mask;
+        ids |= 1ull << gi->id;
+        media += p->media_extension;
+        used[gi->profile]++;
+        for (int c = 0; c < SIM_MAX_CI; c++) {
+            const struct sim_ci *ci = &gi->ci[c];
+            if (!ci->used)
+                continue;
+            const struct sim_compute_profile *cp = &p->compute[ci->profile];
+            uint32_t bits = ((1u << cp->slices) - 1u) << ci->start;
+            broken += ((slots & bits) != 0) + ((bits >> p->slices) != 0) +
+                      ((cut_ids >> ci->id & 1) != 0);
+            slots |= bits;
+            cut_ids |= 1u << ci->id;
+        }
+    }
+    for (uint32_t p = 0; p < board->n_profiles; p++)
+        broken += used[p] > board->profiles[p].count;
+    return broken + (media > 1) + (!gpu->mig_current && taken);
+}
+
+/* Count broken invariants of the committed state, all GPUs, under one hold of the lock. */
+SIM_EXPORT int migperfSimCheck(unsigned int *broken)
+{
+    if (!broken)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    nvmlReturn_t result = sim_lock();
+    if (result != NVML_SUCCESS)
+        return result;
+    *broken = 0;
+    for (uint32_t g = 0; g < sim->n_gpus; g++)
+        *broken += broken_in(sim_view(g));
+    sim_unlock();
+    return NVML_SUCCESS;
+}
+
 SIM_EXPORT const char *migperfSimBoard(void)
 {
     return sim ? sim->board.name : NULL;

@@ -23,16 +23,17 @@ __all__ = ["app", "main"]
 
 _HELP = "Benchmark, reconfigure and plan partitioned GPUs."
 _EXAMPLES = """Examples:
-  migperf demo --out DIR                                    half a minute, no GPU needed
-  migperf enumerate a100-80gb --maximal --count             19
-  migperf sim start dgx-a100-80gb --state node.state        a machine to play with
+  migperf demo --out DIR
+  migperf enumerate a100-80gb --maximal --count
+  migperf sim start dgx-a100-80gb --state node.state
   migperf apply --layout "3g.40gb, 2g.20gb" --sim ./node.state --dry-run
-  migperf apply -f config.yaml -c all-balanced              mig-parted's file format
-  migperf run study.yaml --out runs/                        measure on MIG, MPS or CPU cores
-  migperf plan demands.yaml --profiles runs/ --explain      fewest GPUs, proven
+  migperf apply -f config.yaml -c all-balanced
+  migperf run study.yaml --out runs/
+  migperf plan demands.yaml --profiles runs/ --explain
 
-Exit codes: 0 success, 2 bad input, 3 the computation says no, 4 no permission, 5 in use,
-6 reset required, 7 the host is too noisy to measure, 8 a workload ran out of memory, 130 Ctrl-C.
+Exit codes: 0 success, 2 bad input, 3 the computation says no, 4 no permission,
+5 in use, 6 reset required, 7 the host is too noisy to measure, 8 a workload ran
+out of memory, 130 Ctrl-C.
 """
 
 app = App(

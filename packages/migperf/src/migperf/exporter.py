@@ -135,8 +135,9 @@ class Exporter:
             put("DCGM_FI_DEV_GPU_TEMP", whole, reading.temperature)
             put("DCGM_FI_DEV_GPU_UTIL", whole, reading.utilization)
             parts: list[tuple[dict[str, str], float | None, float | None]]
+            inner = {i.gpu_instance_id: self._labels(gpu, i) for i in reading.instances}
             if reading.instances:
-                parts = [(self._labels(gpu, i), i.memory_used_mib, i.memory_total_mib)
+                parts = [(inner[i.gpu_instance_id], i.memory_used_mib, i.memory_total_mib)
                          for i in reading.instances]  # fmt: skip
             else:
                 parts = [(whole, reading.memory_used_mib, reading.memory_total_mib)]
@@ -147,7 +148,7 @@ class Exporter:
             for instance in reading.instances:
                 found = ratios.get((gpu.index, instance.gpu_instance_id), {})
                 for field, (name, _) in _RATIOS.items():
-                    put(name, self._labels(gpu, instance), found.get(field))
+                    put(name, inner[instance.gpu_instance_id], found.get(field))
         return [m for m in families.values() if m.samples]
 
     def page(self) -> bytes:

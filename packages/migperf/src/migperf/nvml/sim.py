@@ -422,6 +422,15 @@ class Simulator:
         """Reset a GPU: its layout goes, a pending mode becomes the mode."""
         self._call("migperfSimReset", gpu)
 
+    def broken_invariants(self) -> int:
+        """Count what may never be: overlaps, illegal places, too many of a profile, equal ids.
+
+        All GPUs are looked at in one hold of the machine's lock, so other processes may be at work.
+        """
+        broken = ctypes.c_uint()
+        self._call("migperfSimCheck", ctypes.byref(broken))
+        return broken.value
+
     def counters(self, *, clear: bool = False) -> Counters:
         """Read the call counters, and set them to zero if asked."""
         calls = (ctypes.c_ulonglong * len(KINDS))()

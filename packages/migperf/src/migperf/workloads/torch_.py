@@ -52,7 +52,8 @@ def _timm(name: str) -> nn.Module:
         ) from None
     if name not in timm.list_models():
         raise InputError.of("model of framework torch", name, "mlp, convnet, hf:TYPE, a timm model")
-    return timm.create_model(name, pretrained=False, num_classes=10)
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=10)
+    return model
 
 
 def _transformer(kind: str) -> nn.Module:
