@@ -15,7 +15,10 @@ from perfeds2.demo import bandwidth_bound
 SYNC_STEPS = (4.0, 6.0, 8.0, 12.0)
 SEMI_STEPS = (2.0, 3.0, 4.0, 6.0, 8.0)
 ASYNC_STEPS = (0.125, 0.25, 0.5)
-CANDIDATES = tuple(f"semi:{a}+greedy+optimal" for a in (8, 10, 12, 14, 16))
+CANDIDATES = (
+    *(f"semi:{a}+greedy+optimal" for a in (8, 10, 12, 14, 16)),
+    *(f"semi:{a}+processor_sharing" for a in (8, 10, 12)),
+)
 PEERS = {
     "sync": SYNC_STEPS,
     "sync+optimal": SYNC_STEPS,
@@ -53,6 +56,7 @@ def verdicts(results: list[FormResult], semi: str, name: str) -> list[dict]:
     equal = ratio_interval(by["sync"].seconds, ours.seconds)[0]
     optimal = ratio_interval(by["sync+optimal"].seconds, ours.seconds)[0]
     back = ratio_interval(ours.seconds, by["async"].seconds)
+    fair = ratio_interval(ours.seconds, by["async+processor_sharing"].seconds)
     updates = float(by["async"].rounds.mean() / ours.rounds.mean())
     accuracy = [100 * r.row()["accuracy"] for r in (ours, by["sync"], by["async"])]
     gap = max(accuracy[1:]) - accuracy[0]
@@ -63,9 +67,11 @@ def verdicts(results: list[FormResult], semi: str, name: str) -> list[dict]:
         goal(f"{name}: {semi} against sync, optimal bandwidth", "at least 2.5 times faster",
              f"{times('sync+optimal')} times, {n} seeds", optimal >= 2.5),
         goal(f"{name}: {semi} against tuned async", "at most 5 % slower",
-             f"{back[0]:.2f} of its time (95 % {back[1]:.2f} to {back[2]:.2f}), {n} seeds; "
-             f"{times('async+processor_sharing')} times faster than async with processor sharing",
-             back[0] <= 1.05),
+             f"{back[0]:.2f} of its time (95 % {back[1]:.2f} to {back[2]:.2f}), {n} seeds",
+             back[0] <= 1.05, "asynchronous UEs have equal shares of the band"),
+        goal(f"{name}: {semi} against tuned async with processor sharing", "at most 5 % slower",
+             f"{fair[0]:.2f} of its time (95 % {fair[1]:.2f} to {fair[2]:.2f}), {n} seeds",
+             fair[0] <= 1.05, "stricter than the bar: here async gives nobody's share away"),
         goal(f"{name}: server updates against async", "at least 10 times fewer",
              f"{updates:.1f} times fewer", updates >= 10),
         goal(f"{name}: accuracy when the target is met", "within 0.5 point of the best peer",

@@ -29,7 +29,7 @@ class Allocation:
     ----------
     finish_s : float
         Common finishing time T* in seconds (largest finishing time for `equal_split`).
-    bandwidth_hz : float array of shape (ues,)
+    bandwidth_hz : float array of shape (n,)
         Share of each UE in Hz.
     dual : float
         Seconds gained per additional Hz of the band, -dT*/dB >= 0 (nan where it does not apply).
@@ -105,11 +105,11 @@ def allocate(
 
     Parameters
     ----------
-    offset_s : float array of shape (ues,)
+    offset_s : float array of shape (n,)
         Seconds until each UE may start to send (remaining compute time).
-    snr_density_hz : float array of shape (ues,)
+    snr_density_hz : float array of shape (n,)
         Received power over noise density in Hz, see `snr_density_hz`.
-    bits : float or float array of shape (ues,)
+    bits : float or float array of shape (n,)
         Payload of each UE in bits.
     bandwidth_hz : float
         Band shared by all UEs in Hz.

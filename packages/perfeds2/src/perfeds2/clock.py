@@ -95,7 +95,7 @@ class TimingLog:
 
     Attributes
     ----------
-    close_s, counts : arrays of shape (rounds,)
+    close_s, counts : arrays of shape (K,)
         End and size of each round.
     arrival_s, ues, versions, jobs : arrays of shape (updates,)
         Updates in the order in which they were used.

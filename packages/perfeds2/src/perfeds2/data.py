@@ -26,7 +26,7 @@ class Samples:
         Inputs.
     y : Tensor of shape (samples,)
         Labels.
-    start, size : int arrays of shape (ues,)
+    start, size : int arrays of shape (n,)
         Where each UE's samples begin and how many there are.
     """
 

@@ -146,9 +146,9 @@ class MetaGradient:
 
         Parameters
         ----------
-        weights : Tensor of shape (ues, P)
+        weights : Tensor of shape (n, P)
             Stale weights, one row per UE.
-        inner, outer, hessian : pairs of tensors of shape (ues, batch, ...)
+        inner, outer, hessian : pairs of tensors of shape (n, batch, ...)
             Batches D_in, D_o, D_h.
         chunk : int
             UEs per vectorised call (memory); the result does not depend on it.

@@ -26,9 +26,9 @@ class Plan:
 
     Attributes
     ----------
-    schedule : bool array of shape (rounds, ues)
+    schedule : bool array of shape (K, n)
         Pi: who takes part in each round.
-    close_s : float array of shape (rounds,)
+    close_s : float array of shape (K,)
         End of each round in seconds.
     """
 
@@ -110,7 +110,7 @@ def plan(
 
     Parameters
     ----------
-    compute_s, snr_density_hz, bits : float arrays of shape (ues,)
+    compute_s, snr_density_hz, bits : float arrays of shape (n,)
         Compute time of an update, mean SNR density and payload.
     bandwidth_hz : float
         Band, split optimally in every round.

@@ -30,9 +30,9 @@ class RunResult:
         What was run.
     eval_round, eval_s, loss, accuracy : arrays of shape (evaluations,)
         Rounds, simulated seconds, mean personalised test loss and accuracy over UEs.
-    ue_loss, ue_accuracy : float arrays of shape (ues,)
+    ue_loss, ue_accuracy : float arrays of shape (n,)
         Personalised test loss and accuracy of each UE at the end.
-    close_s, counts : arrays of shape (rounds,)
+    close_s, counts : arrays of shape (K,)
         End and size of each round.
     arrival_s, ues, versions, jobs, bandwidth_hz : arrays of shape (updates,)
         Updates in the order of their arrival, round by round.
@@ -40,7 +40,7 @@ class RunResult:
         Final global weights.
     stop : str
         ``target``, ``rounds``, ``time`` or ``events``.
-    compute_s, upload_bits, compute_j : float arrays of shape (ues,)
+    compute_s, upload_bits, compute_j : float arrays of shape (n,)
         Mean compute time, payload and compute energy of one update.
     """
 

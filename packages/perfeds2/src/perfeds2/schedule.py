@@ -104,9 +104,9 @@ def exact_round(
 
     Parameters
     ----------
-    offset_s, snr_density_hz : float arrays of shape (ues,)
+    offset_s, snr_density_hz : float arrays of shape (n,)
         Seconds until ready, and received power over noise density in Hz.
-    bits : float or float array of shape (ues,)
+    bits : float or float array of shape (n,)
         Payloads.
     bandwidth_hz : float
         Band in Hz.

@@ -23,15 +23,15 @@ class System:
 
     Attributes
     ----------
-    compute_s : float array of shape (ues,)
+    compute_s : float array of shape (n,)
         Mean compute time of one update in seconds.
-    snr_hz : float array of shape (ues,)
+    snr_hz : float array of shape (n,)
         Mean received power over noise density in Hz (fading multiplies it).
-    bits : float array of shape (ues,)
+    bits : float array of shape (n,)
         Payload of one upload.
-    compute_j : float array of shape (ues,)
+    compute_j : float array of shape (n,)
         Energy of computing one update in joules.
-    power_w : float array of shape (ues,)
+    power_w : float array of shape (n,)
         Transmit power.
     config : SystemConfig
         Band, fading, outage and laws.
