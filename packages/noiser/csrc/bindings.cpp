@@ -79,7 +79,7 @@ void network_rows(const ReadOnly& band, std::int64_t first, std::int64_t height,
         net.centre[c] = centre.data()[c];
         net.border[c] = border.data()[c];
     }
-    const noiser::Kernels kernels = noiser::choose_kernels(instructions.c_str());
+    const noiser::Kernels kernels = noiser::choose_kernels(instructions);
     const noiser::Sample out_sample = sample_of(out);
     static constexpr std::size_t size[] = {1, 2, 4, 8};
     const std::size_t row_bytes = static_cast<std::size_t>(image.width) * 3 * size[static_cast<int>(out_sample)];
@@ -151,7 +151,7 @@ void patch_sums(const ReadOnly& band, std::int64_t first, std::int64_t height, s
           "products and total must be 27 x 27 and 27 of int64 (integer images) or float64");
     check(image.width < (1 << 21), "rows must have below 2^21 pixels");
     check(threads >= 1, "threads must be at least 1");
-    const noiser::Kernels kernels = noiser::choose_kernels(instructions.c_str());
+    const noiser::Kernels kernels = noiser::choose_kernels(instructions);
     nb::gil_scoped_release release;
     if (integer)
         add_rows(image, zeros, begin, end, threads, kernels.integer_row_sums,
@@ -256,7 +256,7 @@ void tone_rows(const ReadOnly& image, const Floats& table, const Floats& channel
     tone.factor = factor;
     static constexpr std::size_t size[] = {1, 2, 4, 8};
     const std::size_t row_bytes = static_cast<std::size_t>(width) * 3 * size[static_cast<int>(to)];
-    const noiser::Kernels kernels = noiser::choose_kernels(instructions.c_str());
+    const noiser::Kernels kernels = noiser::choose_kernels(instructions);
     char* target = static_cast<char*>(out.data());
     nb::gil_scoped_release release;
     noiser::in_pieces(0, height, PIECE, threads, [&](std::int64_t a, std::int64_t b) {
@@ -294,7 +294,7 @@ void training_steps(const Floats& noise, std::int64_t done, const FloatsOut& con
     split(first.data(), m);
     split(second.data(), v);
     split(gradients.data(), g);
-    const noiser::Kernels kernels = noiser::choose_kernels(instructions.c_str());
+    const noiser::Kernels kernels = noiser::choose_kernels(instructions);
     const auto steps = static_cast<std::int64_t>(noise.shape(0));
     const float* images = noise.data();
     double* to = losses.data();
@@ -336,9 +336,14 @@ bool unfilter(const Bytes& lines, int pixel, const MutableBytes& out) {
 
 NB_MODULE(_native, module) {
     module.doc() = "Compiled kernels; noiser.native is their Python face.";
-    module.def("instructions", [](const std::string& name) {
-        return std::string(noiser::choose_kernels(name.c_str()).name);
-    });
+    module.def(
+        "instructions",
+        [](const std::string& name) {
+            return noiser::kernels_available(name)
+                       ? std::string(noiser::choose_kernels(name).name)
+                       : std::string();
+        },
+        "name"_a);
     module.def("network_rows", &network_rows, "band"_a, "first"_a, "height"_a, "begin"_a, "end"_a,
                "out"_a, "conv1_weight"_a, "conv1_bias"_a, "conv2_weight"_a, "conv2_bias"_a,
                "centre"_a, "scale"_a, "zeros"_a, "border"_a, "threads"_a, "instructions"_a);

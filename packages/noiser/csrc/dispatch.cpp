@@ -16,16 +16,22 @@ bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_support
 }  // namespace
 #endif
 
-Kernels choose_kernels(const char* name) {
-    const std::string wanted = name;
+bool kernels_available(const std::string& name) {
 #ifdef NOISER_X86
-    if ((wanted.empty() || wanted == "avx512") && has_avx512()) return avx512_kernels();
-    if ((wanted.empty() || wanted == "avx2") && has_avx2()) return avx2_kernels();
+    if (name == "avx512") return has_avx512();
+    if (name == "avx2") return has_avx2();
 #endif
-    if (wanted.empty() || wanted == "portable") return portable_kernels();
-    throw std::invalid_argument("instruction set '" + wanted +
-                                "' is not available here: one of avx512, avx2 (where the processor"
-                                " has them), portable");
+    return name.empty() || name == "portable";
+}
+
+Kernels choose_kernels(const std::string& name) {
+    if (!kernels_available(name))
+        throw std::invalid_argument("instruction set '" + name + "' is not available here");
+#ifdef NOISER_X86
+    if (name == "avx512" || (name.empty() && has_avx512())) return avx512_kernels();
+    if (name == "avx2" || (name.empty() && has_avx2())) return avx2_kernels();
+#endif
+    return portable_kernels();
 }
 
 }  // namespace noiser

@@ -1,6 +1,8 @@
 // The kernels that exist once per instruction set.
 #pragma once
 
+#include <string>
+
 #include "image_view.hpp"
 
 namespace noiser {
@@ -70,7 +72,10 @@ Kernels avx512_kernels();
 Kernels avx2_kernels();
 Kernels portable_kernels();
 
-// The best set that this processor runs, or the one named; throws where it cannot run.
-Kernels choose_kernels(const char* name);
+// Whether this processor runs the set of that name; the empty name stands for the best one.
+bool kernels_available(const std::string& name);
+
+// The set of that name; throws where it cannot run.
+Kernels choose_kernels(const std::string& name);
 
 }  // namespace noiser

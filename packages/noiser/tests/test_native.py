@@ -162,17 +162,6 @@ def test_bad_arrays_and_options(photograph, model):
             apply_network(model, photograph, measured, out=out)
 
 
-def test_the_bindings_check_what_they_are_given(photograph):
-    kernels = native._native
-    total, products = native.new_sums(photograph.dtype)
-    with pytest.raises(ValueError, match="band misses rows"):
-        kernels.patch_sums(photograph[:5], 0, 96, 0, 20, products, total, False, 1, "")
-    with pytest.raises(ValueError, match="27 x 27"):
-        kernels.patch_sums(photograph, 0, 96, 0, 9, total, total, False, 1, "")
-    with pytest.raises(ValueError, match="same size"):
-        kernels.lookup(photograph, np.zeros((3, 256), np.uint8), np.zeros(3, np.uint8), 1)
-
-
 def test_lookup_and_unfilter_equal_numpy(photograph, monkeypatch):
     rng = np.random.default_rng(0)
     table = rng.integers(0, 256, (3, 256)).astype(np.uint8)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Mean luma where an image begins to count as under- or over-exposed, and where it surely is.
 UNDER = (0.32, 0.24)
-OVER = (0.66, 0.74)
+OVER = (0.60, 0.68)
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def correction(mean_luma: float) -> float:
 
     Notes
     -----
-    The thresholds are this package's choice: a mean luma of 0.32 ... 0.66 is left alone, below
-    0.24 and above 0.74 the correction is full, with a ramp between.
+    The thresholds are this package's choice: a mean luma of 0.32 ... 0.60 is left alone, below
+    0.24 and above 0.68 the correction is full, with a ramp between.
     """
     lift = (UNDER[0] - mean_luma) / (UNDER[0] - UNDER[1])
     lower = (mean_luma - OVER[0]) / (OVER[1] - OVER[0])

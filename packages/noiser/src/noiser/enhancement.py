@@ -121,7 +121,7 @@ class Enhancer:
     >>> dark = np.random.default_rng(0).integers(0, 40, (32, 48, 3)).astype(np.uint8)
     >>> enhancer = Enhancer(settings=Settings(method="paper"))
     >>> enhancer.statistics(dark)
-    PatchStatistics(1536 pixels, mean RGB 0.076, 0.078, 0.077)
+    PatchStatistics(1536 pixels, mean RGB 0.077, 0.077, 0.076)
     >>> enhancer(dark).dtype.name
     'uint8'
     """

@@ -63,10 +63,12 @@ def instruction_set() -> str:
             )
         _warn_once()
         return "numpy"
-    try:
-        return str(_native.instructions(wanted))
-    except ValueError as error:
-        raise InputError(f"{VARIABLE}={wanted!r}: {error}") from error
+    found = str(_native.instructions(wanted))
+    if not found:
+        raise InputError(
+            f"{VARIABLE}={wanted!r} is not available on this processor: avx2, portable or numpy"
+        )
+    return found
 
 
 def add_patch_sums(
