@@ -155,7 +155,15 @@ def participation_bars(run: RunResult) -> Figure:
     ax.bar(np.arange(len(eta)), eta, color=COLOURS[2])
     mean = run.config.schedule.participants / run.config.ues
     ax.axhline(mean, color="#555555", lw=0.9, ls="--")
-    ax.annotate("A / n", (len(eta) - 1, mean), xytext=(0, 3), textcoords="offset points")
+    ax.annotate(
+        "A / n",
+        (1, mean),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, -3),
+        textcoords="offset points",
+        annotation_clip=False,
+    )
+    ax.set_xticks(np.arange(0, len(eta), max(1, len(eta) // 10)))
     ax.set_xlabel("UE")
     ax.set_ylabel("share of rounds with an update")
     return fig
