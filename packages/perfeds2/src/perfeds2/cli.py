@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 import time
@@ -328,9 +327,10 @@ def bandwidth(
         Print JSON.
     """
     from .bandwidth import allocate
+    from .csvfile import read_columns
     from .schedule import exact_round
 
-    columns = _read_columns(ues, ["offset_s", "snr_density_hz"] + ([] if bits else ["bits"]))
+    columns = read_columns(ues, ["offset_s", "snr_density_hz"] + ([] if bits else ["bits"]))
     payload: Any = bits if bits is not None else columns["bits"]
     offset, snr = columns["offset_s"], columns["snr_density_hz"]
     if participants is None:
@@ -344,33 +344,6 @@ def bandwidth(
     else:
         rows = [[str(i), float(b)] for i, b in zip(ids, found.bandwidth_hz)]
         _table(f"all finish after {found.finish_s:.6g} s", ["UE", "bandwidth_hz"], rows)
-
-
-def _read_columns(path: Path, names: list[str]) -> dict[str, list[float]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file, strict=True) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        text = " ".join(str(error).split())
-        raise InputError(f"ues = {str(path)!r}: allowed is a CSV file; {text}") from None
-    header = [c.strip() for c in rows[0]] if rows else []
-    missing = [n for n in names if n not in header]
-    if missing or len(rows) < 2:
-        raise InputError(
-            f"ues = {str(path)!r}: allowed is a header with {', '.join(names)} and one row per UE"
-        )
-    columns: dict[str, list[float]] = {n: [] for n in names}
-    for line, row in enumerate(rows[1:], start=2):
-        for name in names:
-            at = header.index(name)
-            try:
-                columns[name].append(float(row[at]))
-            except (ValueError, IndexError):
-                text = row[at] if at < len(row) else ""
-                raise InputError(
-                    f"{path.name}, line {line}, column {name} = {text!r}: allowed is a number"
-                ) from None
-    return columns
 
 
 @app.command(name="tune-a")
