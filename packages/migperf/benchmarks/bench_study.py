@@ -27,7 +27,7 @@ def main() -> None:
             "`migperf run examples/cpu.yaml` on 2 cores",
             "<= 5 min",
             f"{seconds:.0f} s" + (" until it refused" if refused else ""),
-            seconds <= 300,
+            None if refused else seconds <= 300,
         )
     ]
     tables = []

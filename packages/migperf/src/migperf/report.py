@@ -12,7 +12,6 @@ from typing import Any
 import jinja2
 
 from .errors import InputError
-from .figures import bar_groups, curves, save_figure
 from .measurements import load_measurements
 
 __all__ = ["render", "study_report"]
@@ -131,6 +130,9 @@ def study_report(runs: Path, out: Path) -> None:
     rows = [r for r in summary["rows"] if r["status"] in ("ok", "partial")]
     if not rows:
         raise InputError(f"runs: {str(runs)!r} has no case that ran")
+    # Imported here: matplotlib takes longer to import than most commands run.
+    from .figures import bar_groups, curves, save_figure
+
     cases = list(dict.fromkeys(r["case"] for r in rows))
     totals = [sum(r["throughput"] for r in rows if r["case"] == c) for c in cases]
     stem = out.stem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from ..errors import InputError
@@ -22,10 +23,10 @@ class TensorflowWorkload:
     """
 
     def __init__(self, spec: WorkloadSpec, threads: int) -> None:
-        import tensorflow as tf
-
         from .numpy_ import MLP
 
+        # tensorflow and tensorflow-cpu both provide the module.
+        tf: Any = importlib.import_module("tensorflow")
         if spec.model != "mlp":
             raise InputError.of("model of framework tensorflow", spec.model, "mlp")
         tf.config.threading.set_intra_op_parallelism_threads(threads)
