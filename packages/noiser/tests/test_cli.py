@@ -150,3 +150,21 @@ def test_interrupted_training_leaves_no_model(tmp_path):
     assert process.returncode == 130
     assert err.decode().strip() == "interrupted"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_names_the_extra_that_it_needs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert run("demo", "--out", tmp_path / "demo") == 2
+    assert "noiser[demo]" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_small_commands(tmp_path, photograph, capsys):
+    Image.fromarray(photograph // 8).save(tmp_path / "dark.png")
+    assert run("assess", tmp_path / "dark.png") == 0
+    assert "lift" in capsys.readouterr().out
+    assert run("lut", tmp_path / "dark.png", "-o", tmp_path / "look.cube", "--size", 5) == 0
+    assert (tmp_path / "look.cube").read_text().count("\n") == 4 + 5**3
+    assert run("assess", tmp_path / "missing.png") == 2
+    assert run("lut", tmp_path / "dark.png", "-o", tmp_path / "x.cube", "--size", 1) == 2
+    assert not (tmp_path / "x.cube").exists()

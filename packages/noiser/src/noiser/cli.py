@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
@@ -438,10 +439,11 @@ def demo_command(*, out: Path, seed: int = 0) -> int:
     seed
         Of the training and of the camera's noise.
     """
-    try:
-        from noiser.demo import run_demo
-    except ModuleNotFoundError as error:
-        raise InputError(f"module={error.name!r} is missing: pip install 'noiser[demo]'") from error
+    missing = [name for name in ("skimage", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise InputError(f"module={missing[0]!r} is missing: pip install 'noiser[demo]'")
+    from noiser.demo import run_demo
+
     with _progress("training", 2000) as progress:
         result = run_demo(
             out,
