@@ -191,11 +191,13 @@ def sanitize(session: nox.Session, package: str) -> None:
         session.skip(f"{package} has no native part")
     install(session, *requirements(package, "test"), "pytest")
     session.install("--no-deps", "-Ccmake.define.SANITIZE=ON", str(FOLDERS[package]))
-    library = session.run("gcc", "-print-file-name=libasan.so", external=True, silent=True)
-    pytest(
-        session, package, "-m", "native", "-p", "no:cacheprovider",
-        LD_PRELOAD=library.strip(), ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="halt_on_error=1",
-    )  # fmt: skip
+    preload = [  # libstdc++ too: without it ASan stops at the first C++ exception
+        session.run("gcc", f"-print-file-name={name}", external=True, silent=True).strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    asan, ubsan = "detect_leaks=0", "halt_on_error=1"
+    env = {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": asan, "UBSAN_OPTIONS": ubsan}
+    pytest(session, package, "-m", "native", "-p", "no:cacheprovider", **env)
 
 
 @nox.session(allow_parallel=True)
