@@ -113,8 +113,8 @@ class Workload:
 
     Examples
     --------
-    >>> w = Workload("two", [Layer.conv("a", "conv", 3, 8, 8, 3), Layer.conv("b", "adder", 8, 8,
-    8)])
+    >>> first = Layer.conv("a", "conv", 3, 8, 8, 3)
+    >>> w = Workload("two", [first, Layer.conv("b", "adder", 8, 8, 8)])
     >>> w
     Workload('two', 2 layers, 0.018 M MAC: conv 0.014, adder 0.004)
     """

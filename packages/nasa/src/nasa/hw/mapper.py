@@ -176,8 +176,8 @@ def map_workload(
     Examples
     --------
     >>> from nasa.hw import Accelerator, Layer, Workload, map
-    >>> work = Workload("w", [Layer.conv("a", "conv", 16, 32, 16), Layer.conv("b", "adder", 32, 16,
-    16)])
+    >>> first = Layer.conv("a", "conv", 16, 32, 16)
+    >>> work = Workload("w", [first, Layer.conv("b", "adder", 32, 16, 16)])
     >>> result = map(work, Accelerator.from_yaml("nasa_45nm"))
     >>> result.combinations
     16

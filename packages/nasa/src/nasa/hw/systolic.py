@@ -36,7 +36,7 @@ def systolic_cycles(layer: Layer, array: tuple[int, int], dataflow: SystolicData
     --------
     >>> layer = Layer.conv("a", "conv", 64, 64, 18, kernel=3, padding=0)
     >>> [systolic_cycles(layer, (32, 32), d) for d in ("ws", "os", "is")]
-    [12599, 10207, 28367]
+    [12599, 10207, 22751]
     """
     if dataflow not in get_args(SystolicDataflow):
         raise ValueError(
