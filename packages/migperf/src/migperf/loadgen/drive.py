@@ -18,7 +18,7 @@ from ..queueing import batch_queue, fifo_queue
 __all__ = ["LoadResult", "closed_loop", "open_loop", "virtual_open_loop"]
 
 Times = Float[NDArray[np.float64], " n"]
-_SPIN_SECONDS = 0.0004
+_SPIN_SECONDS = 0.0001
 
 
 @dataclass(frozen=True)
