@@ -124,7 +124,8 @@ class MigConfig:
                 row["mig-devices"] = dict(entry.mig_devices)
                 rows.append(row)
             configs[name] = rows
-        return yaml.safe_dump({"version": "v1", "mig-configs": configs}, sort_keys=False)
+        document = {"version": "v1", "mig-configs": configs}
+        return str(yaml.safe_dump(document, sort_keys=False))
 
 
 def _entries(rows: object, where: str) -> tuple[ConfigEntry, ...]:
