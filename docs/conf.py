@@ -27,10 +27,12 @@ nb_merge_streams = True
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # an attribute may stand in the class docstring and as a member
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
-suppress_warnings = ["myst.xref_missing"]
+# packages may have classes of the same name: a bare name in a docstring is then no link
+suppress_warnings = ["myst.xref_missing", "ref.python"]
 
 FRONT = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n\n"
 GENERATED = Path(__file__).parent / "_generated"
