@@ -214,8 +214,8 @@ def lime(
     Notes
     -----
     The map is the largest channel, smoothed with weights 1 / abs(local gradient). The weighted
-    least squares of the paper are solved by alternating lines (fast global smoother) in place of one
-    large sparse system; no final denoising.
+    least squares of the paper are solved by alternating lines (fast global smoother) in place
+    of one large sparse system; no final denoising.
 
     References
     ----------
