@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -153,9 +154,8 @@ def run_demo(
 
     worst = max(r["error"] for r in checked if "int8" not in r["operator"])
     wrong = sum(r["error"] for r in checked if "int8" in r["operator"])
-    middle = len(timed) // 2
-    ratio = sorted(r["adder forward ratio"] for r in timed)[middle]
-    step = sorted(r["adder forward+backward ratio"] for r in timed)[middle]
+    ratio = statistics.median(r["adder forward ratio"] for r in timed)
+    step = statistics.median(r["adder forward+backward ratio"] for r in timed)
     saving = {name: mean(values) for name, values in pairs.items()}
     means = ", ".join(f"{k} {100 * v:.1f} %" for k, v in saving.items())
     largest = 100 * max(max(values) for values in pairs.values())
