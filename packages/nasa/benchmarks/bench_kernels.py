@@ -46,7 +46,7 @@ def main() -> None:
              forward <= 1.05, note),
         goal("adder forward and backward / nn.Conv2d", "<= 1.20", f"{step:.2f}", step <= 1.20,
         note), goal("AdderNet's formulation / adder forward", ">= 150", f"{slow:.0f}", slow >= 150,
-        note), goal("torch.cdist / adder forward", ">= 20", f"{distance:.0f}", distance >= 20,
+        note), goal("torch.cdist / adder forward", ">= 20", f"{distance:.1f}", distance >= 20,
         note), goal("nn.Conv2d float32 / int8 adder", ">= 2.5", f"{sad:.2f}", sad >= 2.5, note),
         goal("nn.Conv2d float32 / int8 shift", ">= 3.5", f"{shift:.2f}", shift >= 3.5,
              note + "; weights are packed in every call"),

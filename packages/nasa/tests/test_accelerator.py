@@ -161,36 +161,10 @@ def test_enumeration_equals_the_published_formulas_on_2000_cases():
 
 
 def test_scale_sim_cycles():
-    """18 x 18 x 64 input, 3 x 3 kernel, 64 filters, 16 x 16 array: printed by SCALE-Sim 3.0.0."""
+    """18 x 18 x 64 input, 3 x 3 kernel, 64 filters, 16 x 16 array; SCALE-Sim 3.0.0's figures."""
     layer = Layer.conv("a", "conv", 64, 64, 18, kernel=3, padding=0)
     cycles = {d: systolic_cycles(layer, (16, 16), d) for d in ("ws", "os", "is")}
     assert cycles == {"ws": 43487, "os": 38783, "is": 63359}
-
-
-def simulate_output_stationary(pixels, products, filters, rows, columns):
-    """Step a systolic array cycle by cycle: operands enter skewed, results leave by the columns."""
-    total = 0
-    for row in range(0, pixels, rows):
-        for column in range(0, filters, columns):
-            last = 0
-            for i in range(min(rows, pixels - row)):
-                for j in range(min(columns, filters - column)):
-                    last = max(last, i + j + products)
-            # SCALE-Sim drains the full array, whatever part of it a fold uses
-            last = max(last, products + rows + columns - 2)
-            total += last
-    return total - 1
-
-
-@pytest.mark.parametrize("array", [(4, 4), (7, 3), (16, 16)])
-def test_output_stationary_equals_a_stepped_array(array):
-    source = random.Random(1)
-    for _ in range(40):
-        layer = Layer.conv("a", "conv", source.choice([1, 3, 7, 13]), source.choice([1, 5, 11, 16]),
-                           source.choice([5, 7, 8]), source.choice([1, 3]))  # fmt: skip
-        pixels, products = math.prod(layer.out), math.prod(layer.kernel) * layer.channels
-        stepped = simulate_output_stationary(pixels, products, layer.filters, *array)
-        assert systolic_cycles(layer, array, "os") == stepped
 
 
 def test_cycles_are_at_least_the_work_per_pe_and_buffers_fit():

@@ -49,7 +49,7 @@ def adder_conv2d(
     groups : int
     exact : bool
         Accumulate the absolute differences themselves. The default uses
-        ``-|a - b| = a + b - 2 max(a, b)``, twice as fast, which cancels where x and w are much
+        ``-|a - b| = a + b - 2 max(a, b)``, which is faster and cancels where x and w are much
         larger than their difference.
 
     Returns
