@@ -26,10 +26,14 @@ def test_compiles_for_hopper(tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available() or cuda() is None, reason="no GPU or no kernels")
 @pytest.mark.parametrize("geometry", [(1, 1, 1, 1), (2, 1, 1, 2), (1, 2, 2, 1), (3, 0, 1, 4)])
-def test_equals_the_reference_on_a_gpu(geometry):
+@pytest.mark.parametrize(
+    ("channels", "filters", "kernel"),  # every tile of the kernels, and the depthwise ones
+    [(8, 12, 3), (20, 40, 3), (36, 68, 1), (72, 132, 3), (4, 8, 3)],
+)
+def test_equals_the_reference_on_a_gpu(geometry, channels, filters, kernel):
     torch.manual_seed(0)
     groups = geometry[3]
-    x, w = torch.randn(3, 8, 13, 11), torch.randn(12, 8 // groups, 3, 3)
+    x, w = torch.randn(3, channels, 13, 11), torch.randn(filters, channels // groups, kernel, kernel)
     truth = adder_reference(x, w, *geometry)
     xg, wg = (t.cuda().requires_grad_() for t in (x, w))
     y = adder_conv2d(xg, wg, *geometry)

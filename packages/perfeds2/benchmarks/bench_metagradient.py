@@ -95,19 +95,6 @@ def main() -> None:
             all(e <= a for e, a in errors.values()),
         )
     )
-    if torch.cuda.is_available():
-        meta, w, batches = setting(100_000, torch.float32, "cuda")
-
-        def run() -> None:
-            meta(w, *batches, chunk=25_000)
-            torch.cuda.synchronize()
-
-        times = interleaved({"gpu": run}, 5)["gpu"]
-        rate = 100_000 / median(times)
-        goals.append(
-            goal("UE steps on a GPU", "at least 10^5 per second",
-                 f"{rate:.3g} per second on {torch.cuda.get_device_name()}", rate >= 1e5)
-        )  # fmt: skip
     write(
         args.out,
         "bench_metagradient",

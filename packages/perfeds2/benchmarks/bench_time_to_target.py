@@ -19,6 +19,9 @@ CANDIDATES = (
     *(f"semi:{a}+greedy+optimal" for a in (8, 10, 12, 14, 16)),
     *(f"semi:{a}+processor_sharing" for a in (8, 10, 12)),
 )
+MNIST_STEPS = (0.5, 1.0, 2.0)
+MNIST_ASYNC_STEPS = (0.05, 0.1, 0.2)
+MNIST_CANDIDATES = ("semi:12+greedy+optimal", "semi:10+processor_sharing")
 PEERS = {
     "sync": SYNC_STEPS,
     "sync+optimal": SYNC_STEPS,
@@ -29,11 +32,16 @@ PEERS = {
 }
 
 
-def choose_semi(config: ExperimentConfig, forms: tuple[str, ...], tuning_seeds: int) -> str:
+def choose_semi(
+    config: ExperimentConfig,
+    forms: tuple[str, ...],
+    tuning_seeds: int,
+    steps: tuple[float, ...] = SEMI_STEPS,
+) -> str:
     """Choose A on the tuning seeds, each candidate at its own best step."""
     best, least = "", float("inf")
     for form in forms:
-        step, tried = tune_step(parse_form(form, config), SEMI_STEPS, tuning_seeds)
+        step, tried = tune_step(parse_form(form, config), steps, tuning_seeds)
         if tried[step] < least:
             best, least = form, tried[step]
     return best
@@ -144,14 +152,19 @@ def main() -> None:
         config = ExperimentConfig.from_dict(
             {
                 "data": {"source": "npz", "path": str(args.mnist)},
-                "train": {"rounds": 400, "target_loss": 0.4, "eval_every": 4},
+                "train": {"rounds": 400, "target_loss": 0.3, "eval_every": 2},
             }
         )
-        form = "semi:12+greedy+optimal"
-        grids = {"sync": (0.5, 1.0), "sync+optimal": (0.5, 1.0), form: (0.5, 1.0),
-                 "async": (0.05, 0.1)}  # fmt: skip
-        found = compare(config, list(grids), 2, grids, 1)
-        tables.append(as_table(found, "MNIST over 20 UEs, softmax regression"))
+        grids = {
+            "sync": MNIST_STEPS, "sync+optimal": MNIST_STEPS,
+            **dict.fromkeys(MNIST_CANDIDATES, MNIST_STEPS),
+            "async": MNIST_ASYNC_STEPS, "async+processor_sharing": MNIST_ASYNC_STEPS,
+        }  # fmt: skip
+        best = choose_semi(config, MNIST_CANDIDATES, tuning, MNIST_STEPS)
+        forms = [f for f in grids if f == best or f not in MNIST_CANDIDATES]
+        found = compare(config, forms, seeds, grids, tuning)
+        goals += verdicts(found, best, "MNIST over 20 UEs")
+        tables.append(as_table(found, "MNIST over 20 UEs, softmax regression, target loss 0.3"))
     else:
         print("MNIST left out: give --mnist FILE or PERFEDS2_MNIST")
     write(args.out, "bench_time_to_target", "Simulated seconds to a target loss", goals, tables)

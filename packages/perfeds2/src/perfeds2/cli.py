@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
-from rich.console import Console
-from rich.table import Table
 
+from .cli_flower import flower_app
 from .errors import InfeasibleError, InputError, require
+from .output import Json, print_json, status, table
 
 app = cyclopts.App(
     name="perfeds2",
@@ -35,28 +34,6 @@ app = cyclopts.App(
     Exit codes: 0 success, 2 bad input, 3 the computation says no, 130 Ctrl-C.
     """,
 )
-Json = Annotated[bool, Parameter(name="--json", negative="")]
-
-
-def _say() -> Callable[[str], None]:
-    """Status on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return lambda text: None
-    return lambda text: console.print(f"[dim]{text}[/dim]", end="\r", soft_wrap=True)
-
-
-def _table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    table = Table(title=title)
-    for i, name in enumerate(columns):
-        table.add_column(name.replace("_", " "), justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row))
-    Console().print(table)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 @app.command
@@ -111,7 +88,7 @@ def _train(sim: Any, out: Path, as_json: bool) -> None:
     from .files import write_arrays, write_text
     from .report import run_report
 
-    say = _say()
+    say = status()
     result = sim.run(
         checkpoint=out / "checkpoint.npz",
         progress=lambda k, s, loss: say(f"round {k}, {s:.4g} simulated s, loss {loss:.4g}"),
@@ -141,9 +118,9 @@ def _train(sim: Any, out: Path, as_json: bool) -> None:
     run_report(result, out / "report.html")
     summary = result.summary()
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _table("run", ["figure", "value"], [[k, v] for k, v in summary.items()])
+        table("run", ["figure", "value"], [[k, v] for k, v in summary.items()])
     if result.stop != "target" and sim.config.train.target_loss > 0:
         raise InfeasibleError(
             f"train.target_loss = {sim.config.train.target_loss}: not reached, loss is "
@@ -236,9 +213,9 @@ def simulate(
             },
         )  # fmt: skip
     if json:
-        _print_json(summary)
+        print_json(summary)
     else:
-        _table("simulate", ["figure", "value"], [[k, v] for k, v in summary.items()])
+        table("simulate", ["figure", "value"], [[k, v] for k, v in summary.items()])
 
 
 @app.command
@@ -279,7 +256,7 @@ def compare(
     from .config import ExperimentConfig
     from .files import write_json
 
-    say = _say()
+    say = status()
     config = ExperimentConfig.from_toml(experiment)
     try:
         grid = [float(v) for v in steps.split(",") if v]
@@ -293,10 +270,10 @@ def compare(
         figures.save_png(figures.loss_curves(results), out / "loss.png")
         write_json(out / "compare.json", rows)
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
         columns = [c for c in rows[0] if c != "tried"]
-        _table("compare", columns, [[row[c] for c in columns] for row in rows])
+        table("compare", columns, [[row[c] for c in columns] for row in rows])
 
 
 @app.command
@@ -340,10 +317,10 @@ def bandwidth(
         best = exact_round(offset, snr, payload, total, participants)
         found, ids, value = best, best.participants.tolist(), best.to_json()  # type: ignore[assignment]
     if json:
-        _print_json(value)
+        print_json(value)
     else:
         rows = [[str(i), float(b)] for i, b in zip(ids, found.bandwidth_hz)]
-        _table(f"all finish after {found.finish_s:.6g} s", ["UE", "bandwidth_hz"], rows)
+        table(f"all finish after {found.finish_s:.6g} s", ["UE", "bandwidth_hz"], rows)
 
 
 @app.command(name="tune-a")
@@ -383,7 +360,7 @@ def tune_a(
         target = 2 * constants.heterogeneity + 0.1 * constants.gradient_norm_sq
     found = tune_participants(sim.system, sim.config, constants, target, staleness=staleness)
     if json:
-        _print_json({"epsilon": target, "constants": constants.to_json(), **found.to_json()})
+        print_json({"epsilon": target, "constants": constants.to_json(), **found.to_json()})
         return
     rows = [
         [
@@ -397,7 +374,7 @@ def tune_a(
         ]
         for c in found.candidates
     ]
-    _table(
+    table(
         f"participants = {found.best.participants} for epsilon = {target:.4g}",
         ["A", "staleness", "step", "guaranteed rounds", "expected rounds", "round_s", "seconds"],
         rows,
@@ -428,9 +405,9 @@ def bound(run_file: Path, /, *, out: Path | None = None, json: Json = False) -> 
         fig = figures.bound_against_measurement(found.rounds, found.measured, found.terms())
         figures.save_png(fig, out)
     if json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
-        _table("bound", ["figure", "value"], [[k, v] for k, v in found.to_json().items()])
+        table("bound", ["figure", "value"], [[k, v] for k, v in found.to_json().items()])
 
 
 @app.command
@@ -448,10 +425,10 @@ def verify(*, seed: int = 0, json: Json = False) -> None:
 
     checks = run_checks(seed)
     if json:
-        _print_json([{**vars(c), "passed": c.passed} for c in checks])
+        print_json([{**vars(c), "passed": c.passed} for c in checks])
     else:
         rows = [[c.name, c.error, c.allowed, "yes" if c.passed else "NO"] for c in checks]
-        _table("verify", ["check", "error", "allowed", "passed"], rows)
+        table("verify", ["check", "error", "allowed", "passed"], rows)
     failed = [c.name for c in checks if not c.passed]
     if failed:
         raise InfeasibleError(f"verify: failed: {'; '.join(failed)}")
@@ -475,72 +452,45 @@ def bench(*, ues: int = 1_000_000, rounds: int = 1000, json: Json = False) -> No
     require(ues >= 1000, "ues", ues, "at least 1000")
     found = time_kernels(ues, rounds)
     if json:
-        _print_json(found)
+        print_json(found)
     else:
-        _table("bench", ["figure", "value"], [[k, v] for k, v in found.items()])
+        table("bench", ["figure", "value"], [[k, v] for k, v in found.items()])
 
 
-flower_app = cyclopts.App(
-    name="flower",
-    help="""The same experiment on Flower (needs the extra flower).
-
-    Examples:
-
-    - `perfeds2 flower run experiment.toml --out run.npz`
-    - `perfeds2 flower export experiment.toml --out app/ --nodes 3`, then `flwr run app/`
-    """,
-)
 app.command(flower_app)
 
 
-@flower_app.command(name="run")
-def flower_run(
-    experiment: Path, /, *, out: Path, nodes: int = 2, workers: int = 1, json: Json = False
+@app.command(name="import-trace")
+def import_trace(
+    trace: Path,
+    /,
+    *,
+    out: Path,
+    samples: int = 48,
+    link_hz: float = 1e6,
+    ues: int | None = None,
 ) -> None:
-    """Replay an experiment on Flower's simulation engine; weights equal the in-process run.
+    """Turn FedScale's device capacity trace (a pickle) into a CSV trace for `system.trace`.
+
+    Example: `perfeds2 import-trace client_device_capacity --out ues.csv --ues 20`
 
     Parameters
     ----------
-    experiment
-        TOML file.
+    trace
+        FedScale's `client_device_capacity`; anything but plain numbers in it is refused unread.
     out
-        File for the result (npz).
-    nodes
-        Virtual SuperNodes; UEs are dealt to them in turn.
-    workers
-        Processor cores.
-    json
-        Print the summary as JSON.
+        CSV file with the columns ue, compute_s, snr_density_hz.
+    samples
+        Samples of one update; 48 are the default experiment's three batches of 16.
+    link_hz
+        Band over which the trace's rates hold, in Hz.
+    ues
+        Clients to take, the first ones; all by default.
     """
-    from .config import ExperimentConfig
-    from .flower import simulate_here
+    from .fedscale import import_capacity
 
-    result = simulate_here(ExperimentConfig.from_toml(experiment), nodes, workers)
-    result.save(out)
-    if json:
-        _print_json(result.summary())
-    else:
-        _table("flower", ["figure", "value"], [[k, v] for k, v in result.summary().items()])
-
-
-@flower_app.command(name="export")
-def flower_export(experiment: Path, /, *, out: Path, mode: str = "replay", nodes: int = 1) -> None:
-    """Write a folder for `flwr run`, on Flower's simulation or on SuperNodes.
-
-    Parameters
-    ----------
-    experiment
-        TOML file.
-    out
-        Folder; the run leaves run.npz there.
-    mode
-        `replay`: the virtual clock decides the rounds. `live`: true arrivals do, one node per UE.
-    nodes
-        SuperNodes to wait for.
-    """
-    from .flower import export
-
-    print(export(experiment, out, mode, nodes))
+    count = import_capacity(trace, out, samples=samples, link_hz=link_hz, ues=ues)
+    print(f"{out}: {count} UEs")
 
 
 @app.command
@@ -560,9 +510,9 @@ def demo(*, out: Path, seed: int = 0) -> None:
     from .demo import run_demo
 
     require(0 <= seed < 2**31, "seed", seed, "0 to 2**31 - 1")
-    result = run_demo(out, seed, _say())
+    result = run_demo(out, seed, status())
     rows = [[c["name"], f"{c['measured']} {c['unit']}", str(c["met"])] for c in result["claims"]]
-    _table(f"demo: {result['seconds']} s", ["claim", "measured", "met"], rows)
+    table(f"demo: {result['seconds']} s", ["claim", "measured", "met"], rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
