@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from noiser import InputError, SelfRegressionModel, forward
+from noiser import Enhancer, InputError, SelfRegressionModel, forward
+from noiser.enhancement import Settings
 from noiser.onnx_export import to_onnx
 from noiser.speed import measure_speed
 from noiser.torch_backend import from_torch, to_torch
@@ -23,6 +24,30 @@ def test_weights_go_to_torch_and_back(model):
     assert np.array_equal(from_torch(renamed).conv2_weight, model.conv2_weight)
     with pytest.raises(InputError, match="4"):
         from_torch({"a": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_the_torch_back_end_gives_the_kernels_image(model, photograph, strength):
+    settings = Settings("paper", strength=strength)
+    ours = Enhancer(model, settings)(photograph)
+    theirs = Enhancer(model, settings, backend="torch")(photograph)
+    assert theirs.dtype == np.uint8
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_back_ends_are_checked(model):
+    with pytest.raises(InputError, match="backend='tpu'"):
+        Enhancer(model, Settings("paper"), backend="tpu")
+    with pytest.raises(InputError, match="only the method paper"):
+        Enhancer(model, Settings("plus"), backend="torch")
+
+
+@pytest.mark.peer
+def test_the_onnx_back_end_gives_the_kernels_image(model, photograph):
+    pytest.importorskip("onnxruntime")
+    ours = Enhancer(model, Settings("paper"))(photograph)
+    theirs = Enhancer(model, Settings("paper"), backend="onnx")(photograph)
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 @pytest.mark.peer

@@ -89,3 +89,30 @@ def test_a_video_file_goes_through(tmp_path, photograph):
     with pytest.raises(InputError, match=r"text\.mp4"):
         enhance_video(tmp_path / "text.mp4", tmp_path / "out.mp4")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["day.mp4", "night.mkv", "text.mp4"]
+
+
+def test_webcam_records_a_stream_for_a_while(tmp_path, capsys):
+    """FFmpeg's own test source stands in for the camera."""
+    av = pytest.importorskip("av")
+    from noiser import cli
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["webcam", "-o", str(tmp_path / "a.mp4"), *arguments])
+        return caught.value.code
+
+    source = ["--device", "testsrc=size=64x48:rate=10", "--driver", "lavfi"]
+    assert run(*source, "--seconds", "0.8") == 0
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 8
+    (tmp_path / "a.mp4").unlink()
+    for arguments, word in (
+        (["--device", str(tmp_path / "camera")], "device="),
+        ([*source, "--seconds", "0"], "seconds=0"),
+        (["--device", "x", "--driver", "nothing"], "video="),
+    ):
+        assert run(*arguments) == 2
+        error = capsys.readouterr().err
+        assert word in error
+        assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -8,13 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from noiser.animation import enhance_animation, is_animated
 from noiser.assess import assess
+from noiser.decoders import HEIF_SUFFIXES, RAW_SUFFIXES
 from noiser.enhancement import Enhancer, is_one_colour
 from noiser.errors import InputError
 from noiser.files import make_folder
 from noiser.images import WRITABLE, read_picture, write_picture
 
-READABLE = {*WRITABLE, ".gif", ".jp2", ".ppm", ".pgm", ".tga", ".avif", ".heic", ".heif"}
+READABLE = {
+    *WRITABLE, *RAW_SUFFIXES, *HEIF_SUFFIXES, ".gif", ".jp2", ".ppm", ".pgm", ".tga", ".avif",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def plan(
         )
     jobs, taken = [], dict[Path, Path]()
     for source, name in found:
-        keep = name.suffix.lower() in WRITABLE and suffix is None
+        kept = name.suffix.lower() in WRITABLE or is_animated(source)
+        keep = kept and suffix is None
         target = out / (name if keep else name.with_suffix(suffix or ".png"))
         if target in taken:
             raise InputError(
@@ -165,6 +170,16 @@ def _run(job: Job, enhancer: Enhancer, with_reports: bool) -> Outcome:
     if job.target.exists() and job.source.exists() and job.target.samefile(job.source):
         raise InputError(
             f"out={str(job.target.parent)!r} would overwrite the input: name another folder"
+        )
+    if is_animated(job.source):
+        make_folder(job.target.parent)
+        animation = enhance_animation(job.source, job.target, enhancer)
+        return Outcome(
+            str(job.source),
+            str(job.target),
+            "written",
+            notes=(f"{len(animation.frames)} frames, one tone for all",),
+            seconds=round(time.perf_counter() - started, 4),
         )
     picture = read_picture(job.source)
     pixels = enhancer(picture.pixels)

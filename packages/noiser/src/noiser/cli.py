@@ -9,6 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from json import dumps
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from noiser.assess import assess
 from noiser.batch import Outcome, plan, run_jobs, take_shard
+from noiser.comparison import (
+    compare_files,
+    comparison_csv,
+    comparison_page,
+    mean_figures,
+    operators,
+)
 from noiser.cube import Cube
 from noiser.enhancement import Denoise, Enhancer, Method, Settings, pretrained
 from noiser.errors import InputError
@@ -46,6 +54,10 @@ _EXAMPLES = """Examples:
   noiser lut shot.png -o look.cube
 
   noiser video night.mp4 -o day.mp4
+
+  noiser compare photos --reference well_exposed -o compare.html
+
+  noiser webcam -o clip.mp4 --seconds 10
 
   noiser export -o srm18.onnx
 
@@ -175,7 +187,8 @@ def enhance_command(
     Parameters
     ----------
     images
-        Files (PNG with 8 or 16 bits, JPEG, WebP, TIFF, BMP and what else Pillow reads), folders.
+        Files (PNG and TIFF with 8 or 16 bits, JPEG, WebP, BMP, animations, HEIF, camera RAW and
+        what else Pillow reads), folders.
     out
         Folder to write into; created.
     method
@@ -370,6 +383,109 @@ def video_command(
     """
     network = None if model is None else SelfRegressionModel.load(model)
     count = enhance_video(source, output, method, network, half_life, codec, threads)
+    print(f"{output}: {count} frames")
+    return 0
+
+
+@app.command(name="compare")
+def compare_command(
+    images: Annotated[list[Path], Parameter(negative="")],
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    methods: str = "paper,closed_form,plus,auto,gamma,clahe,lime",
+    reference: Path | None = None,
+    recursive: bool = False,
+    table: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Put methods and baselines side by side on a page, with figures.
+
+    Example: noiser compare photos --reference well_exposed -o compare.html --table compare.csv
+
+    Parameters
+    ----------
+    images
+        Files or folders.
+    output
+        HTML page to write.
+    methods
+        Comma-separated: auto, plus, paper, closed_form, identity, gain, gamma, gray_world,
+        histogram_equalisation, clahe, lime, msrcr, zscore.
+    reference
+        Folder with a well-exposed file of the same stem for each image; then PSNR and SSIM too.
+    recursive
+        Look into sub-folders.
+    table
+        CSV file with the figures of each image.
+    json
+        Print the means as one JSON document.
+    """
+    if not images:
+        raise InputError("images=[] is not allowed: name at least one image file")
+    if reference is not None and not reference.is_dir():
+        raise InputError(f"reference={str(reference)!r} is no folder: name a folder of references")
+    chosen = operators(name.strip() for name in methods.split(",") if name.strip())
+    jobs = plan(images, Path(), recursive)
+    found = []
+    with _progress("comparing", len(jobs)) as progress:
+        for one in compare_files((job.source for job in jobs), chosen, reference):
+            found.append(one)
+            progress.update(progress.task_ids[0], completed=len(found))
+    if table is not None:
+        write_atomically(table, comparison_csv(found).encode())
+    write_atomically(output, comparison_page(found).encode())
+    means = mean_figures(found)
+    if json:
+        print(dumps(means, indent=1))
+        return 0
+    for method, row in means.items():
+        score = (
+            "" if row["psnr"] is None else f", PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
+        )
+        print(f"{method:24} mean {row['mean']:.2f}, cast {row['colour_cast']:.3f}{score}")
+    print(output)
+    return 0
+
+
+@app.command(name="webcam")
+def webcam_command(
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    device: str = "/dev/video0",
+    driver: str = "v4l2",
+    seconds: float = 10.0,
+    method: VideoMethod = "paper",
+    half_life: float = 0.5,
+    threads: int | None = None,
+) -> int:
+    """Record from a camera, enhanced while it is recorded; Ctrl-C leaves no half file.
+
+    Example: noiser webcam -o clip.mp4 --seconds 10
+
+    Parameters
+    ----------
+    output
+        Video file to write.
+    device
+        Address of the camera.
+    driver
+        FFmpeg's name of the capture system: v4l2 (Linux), avfoundation (macOS), dshow (Windows).
+    seconds
+        Length of the recording, by the camera's frame rate.
+    method
+        paper (the network) or closed_form.
+    half_life
+        Seconds after which a change of the content has half arrived.
+    threads
+        Processor threads; without it, all cores.
+    """
+    if not (isfinite(seconds) and seconds > 0):
+        raise InputError(f"seconds={seconds} is not allowed: a finite number above 0")
+    if driver == "v4l2" and not Path(device).exists():
+        raise InputError(f"device={device!r} does not exist: connect a camera or name another one")
+    count = enhance_video(
+        device, output, method, None, half_life, threads=threads, device=driver, seconds=seconds
+    )
     print(f"{output}: {count} frames")
     return 0
 

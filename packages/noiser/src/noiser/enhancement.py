@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from noiser.assess import correction
+from noiser.backends import Backend, check_backend, run_backend
 from noiser.environment import available_cores
 from noiser.errors import InputError
 from noiser.fast_tone import fast_plus
@@ -114,6 +115,13 @@ class Enhancer:
     ----------
     model : a network, or None for the one that ships with the package
     settings : the dials
+    backend : what runs the network of the method "paper": "auto" (the package's own kernel),
+        "torch" or "onnx"
+
+    Raises
+    ------
+    InputError
+        The back end is unknown, or is asked for beside a method that has no network.
 
     Examples
     --------
@@ -128,6 +136,15 @@ class Enhancer:
 
     model: SelfRegressionModel | None = None
     settings: Settings = Settings()
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        check_backend(self.backend)
+        if self.backend != "auto" and self.settings.method != "paper":
+            raise InputError(
+                f"backend={self.backend!r} is not allowed with method={self.settings.method!r}:"
+                " only the method paper has a network"
+            )
 
     @property
     def network(self) -> SelfRegressionModel:
@@ -150,7 +167,7 @@ class Enhancer:
         plain = strength == 1 and settings.target == "auto" and settings.black_point is None
         if plain and settings.method == "closed_form" and image.dtype == np.uint8:
             return zscore_of(image, *_channel_moments(image), settings.contrast, self._threads)
-        if plain and settings.method == "paper":
+        if plain and settings.method == "paper" and self.backend == "auto":
             return self.run_network(image, self.statistics(image), np.empty_like(image))
         fast = settings.method in ("plus", "auto") and settings.denoise == "off"
         if fast and instruction_set() != "numpy":
@@ -234,6 +251,8 @@ class Enhancer:
 
     def _light(self, image: np.ndarray) -> np.ndarray:
         settings = self.settings
+        if self.backend != "auto":
+            return run_backend(self.backend, self.network, image, settings.padding)
         if settings.method == "paper":
             return self.run_network(image, self.statistics(image)).astype(np.float64)
         if settings.method == "closed_form":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from noiser.animation import is_animated, read_animation
 from noiser.images import read_picture
 from noiser.metrics import as_float, luma
 from noiser.report import render
@@ -38,6 +39,11 @@ def histogram_points(pixels: Num[np.ndarray, "height width 3"]) -> str:
     return " ".join(f"{x + 0.5},{y:.1f}" for x, y in enumerate(heights))
 
 
+def pixels_of(path: Path) -> Num[np.ndarray, "height width 3"]:
+    """Pixels of an image file; of an animation, its first frame."""
+    return read_animation(path).frames[0] if is_animated(path) else read_picture(path).pixels
+
+
 def gallery_page(pairs: Iterable[tuple[str, str]], method: str) -> str:
     """Build the page.
 
@@ -57,7 +63,7 @@ def gallery_page(pairs: Iterable[tuple[str, str]], method: str) -> str:
     """
     items: list[dict[str, Any]] = []
     for source, target in pairs:
-        before, after = read_picture(source).pixels, read_picture(target).pixels
+        before, after = pixels_of(Path(source)), pixels_of(Path(target))
         items.append(
             {
                 "name": Path(source).name,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
-from noiser import png
+from noiser import decoders, png
 from noiser.errors import InputError
 from noiser.files import write_atomically
 
@@ -27,6 +27,7 @@ WRITABLE = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
+_BITS_PER_SAMPLE = 258  # of TIFF
 _XMP_KEYWORD = "XML:com.adobe.xmp"
 
 
@@ -41,6 +42,7 @@ class Picture:
     gray : whether the file was gray; it is written gray again
     exif, icc_profile, xmp : metadata as bytes, None where the file has none
     png_chunks : descriptive chunks of a 16-bit PNG, copied as they are
+    orientation : of a 16-bit TIFF, copied as it is
     notes : what had to be converted, in words
     """
 
@@ -51,6 +53,7 @@ class Picture:
     icc_profile: bytes | None = None
     xmp: bytes | None = None
     png_chunks: list[tuple[bytes, bytes]] = field(default_factory=list)
+    orientation: int | None = None
     notes: tuple[str, ...] = ()
 
     def with_pixels(self, pixels: Num[np.ndarray, "height width 3"]) -> Picture:
@@ -63,7 +66,8 @@ def read_picture(path: Path | str) -> Picture:
 
     Parameters
     ----------
-    path : PNG (8 and 16 bits), JPEG, WebP, TIFF, BMP or whatever else Pillow reads
+    path : PNG and TIFF (8 and 16 bits), JPEG, WebP, BMP, HEIF, camera RAW or whatever else Pillow
+        reads; TIFF of 16 bits, HEIF and RAW need the extras tiff, heif and raw
 
     Returns
     -------
@@ -82,8 +86,13 @@ def read_picture(path: Path | str) -> Picture:
         raise InputError(
             f"image={name!r} cannot be read ({error.strerror}): name an existing image file"
         ) from error
+    suffix = path.suffix.lower()
     if png.bit_depth(data) == 16:
         return _from_png16(data, name)
+    if suffix in decoders.RAW_SUFFIXES:
+        return Picture(decoders.decode_raw(data, name), notes=("developed by LibRaw to sRGB",))
+    if suffix in decoders.HEIF_SUFFIXES:
+        decoders.register_heif()
     try:
         with Image.open(io.BytesIO(data)) as image:
             frames = getattr(image, "n_frames", 1)
@@ -91,15 +100,33 @@ def read_picture(path: Path | str) -> Picture:
                 raise InputError(
                     f"image={name!r} holds {frames} frames: save the one you want as a single image"
                 )
+            if _has_16_bit_colours(image):
+                return _from_tiff16(data, name)
             image.load()
             return _from_pillow(image, name)
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise InputError(
-            f"image={name!r} is not a readable image ({error.__class__.__name__}):"
-            " name a complete PNG, JPEG, WebP, TIFF or BMP file"
-        ) from error
+        raise InputError(_unreadable(name, error)) from error
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    return (
+        f"image={name!r} is not a readable image ({error.__class__.__name__}):"
+        " name a complete PNG, JPEG, WebP, TIFF or BMP file"
+    )
+
+
+def _has_16_bit_colours(image: Image.Image) -> bool:
+    """Whether this is a TIFF of which Pillow would keep the upper 8 bits only."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+    return len(bits) > 1 and max(bits) > 8
+
+
+def _from_tiff16(data: bytes, name: str) -> Picture:
+    samples, metadata = decoders.decode_tiff16(data, name)
+    alpha = samples[:, :, 3].copy() if samples.shape[2] == 4 else None
+    return Picture(np.ascontiguousarray(samples[:, :, :3]), alpha, **metadata)
 
 
 def _from_png16(data: bytes, name: str) -> Picture:
@@ -160,7 +187,7 @@ def write_picture(picture: Picture, path: Path | str) -> Path:
 
     Parameters
     ----------
-    picture : what to write; 16-bit pixels need a .png name
+    picture : what to write; 16-bit pixels need a .png or .tif name
     path : file; its suffix chooses the format
 
     Returns
@@ -188,8 +215,12 @@ def encode_picture(picture: Picture, suffix: str, name: str = "output") -> bytes
     if picture.alpha is not None and suffix not in (".jpg", ".jpeg", ".bmp"):
         samples = np.concatenate([samples, picture.alpha[:, :, None]], axis=2)
     if samples.dtype == np.uint16:
+        if suffix in (".tif", ".tiff"):
+            return decoders.encode_tiff16(
+                samples, picture.icc_profile, picture.xmp, picture.orientation
+            )
         if suffix != ".png":
-            raise InputError(f"output={name!r} cannot hold 16 bits per sample: use .png")
+            raise InputError(f"output={name!r} cannot hold 16 bits per sample: use .png or .tif")
         return png.encode16(samples, picture.png_chunks)
     image = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
     options: dict[str, Any] = {}

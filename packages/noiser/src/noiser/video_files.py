@@ -58,6 +58,9 @@ def enhance_video(
     codec: str = "libx264",
     threads: int | None = None,
     on_frame: Callable[[int], object] | None = None,
+    *,
+    device: str | None = None,
+    seconds: float | None = None,
 ) -> int:
     """Enhance a video file; the target appears when it is complete.
 
@@ -68,6 +71,8 @@ def enhance_video(
     method, model, half_life, threads : see `VideoEnhancer`
     codec : of the target, as FFmpeg names it
     on_frame : called with the number of finished frames
+    device : FFmpeg's name of the capture device that `source` is an address of, such as "v4l2"
+    seconds : length after which to stop; None for the whole
 
     Returns
     -------
@@ -84,7 +89,7 @@ def enhance_video(
     done = 0
     try:
         try:
-            with av.open(str(source)) as container:
+            with av.open(str(source), format=device) as container:
                 stream = container.streams.video[0]
                 rate = stream.average_rate or 30
                 enhancer = VideoEnhancer(method, model, half_life, float(rate), threads)
@@ -99,6 +104,8 @@ def enhance_video(
                         done += 1
                         if on_frame is not None:
                             on_frame(done)
+                        if seconds is not None and done >= seconds * rate:
+                            break
                     output.mux(out.encode(None))
             temporary.replace(target)
         finally:
