@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
 from _common import goal, options, table, write
@@ -19,9 +16,6 @@ CANDIDATES = (
     *(f"semi:{a}+greedy+optimal" for a in (8, 10, 12, 14, 16)),
     *(f"semi:{a}+processor_sharing" for a in (8, 10, 12)),
 )
-MNIST_STEPS = (0.5, 1.0, 2.0)
-MNIST_ASYNC_STEPS = (0.05, 0.1, 0.2)
-MNIST_CANDIDATES = ("semi:12+greedy+optimal", "semi:10+processor_sharing")
 PEERS = {
     "sync": SYNC_STEPS,
     "sync+optimal": SYNC_STEPS,
@@ -107,15 +101,7 @@ def as_table(results: list[FormResult], title: str) -> dict:
 
 
 def main() -> None:
-    args = options(
-        "bench_time_to_target",
-        __doc__,
-        mnist={
-            "type": Path,
-            "default": os.environ.get("PERFEDS2_MNIST"),
-            "help": "npz with train_<ue>_x ... of 20 UEs; PERFEDS2_MNIST does the same",
-        },
-    )
+    args = options("bench_time_to_target", __doc__)
     torch.set_num_threads(1)
     seeds, tuning = (2, 1) if args.quick else (10, 3)
     goals, tables = [], []
@@ -148,25 +134,6 @@ def main() -> None:
              f"{ratio[0]:.2f} times faster (95 % {ratio[1]:.2f} to {ratio[2]:.2f})", None)
     )  # fmt: skip
     tables.append(as_table(twins, "Equal UEs: same speed, same distance, no fading"))
-    if args.mnist:
-        config = ExperimentConfig.from_dict(
-            {
-                "data": {"source": "npz", "path": str(args.mnist)},
-                "train": {"rounds": 400, "target_loss": 0.3, "eval_every": 2},
-            }
-        )
-        grids = {
-            "sync": MNIST_STEPS, "sync+optimal": MNIST_STEPS,
-            **dict.fromkeys(MNIST_CANDIDATES, MNIST_STEPS),
-            "async": MNIST_ASYNC_STEPS, "async+processor_sharing": MNIST_ASYNC_STEPS,
-        }  # fmt: skip
-        best = choose_semi(config, MNIST_CANDIDATES, tuning, MNIST_STEPS)
-        forms = [f for f in grids if f == best or f not in MNIST_CANDIDATES]
-        found = compare(config, forms, seeds, grids, tuning)
-        goals += verdicts(found, best, "MNIST over 20 UEs")
-        tables.append(as_table(found, "MNIST over 20 UEs, softmax regression, target loss 0.3"))
-    else:
-        print("MNIST left out: give --mnist FILE or PERFEDS2_MNIST")
     write(args.out, "bench_time_to_target", "Simulated seconds to a target loss", goals, tables)
 
 
