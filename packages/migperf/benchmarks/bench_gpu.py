@@ -14,21 +14,27 @@ from migperf.errors import MigperfError
 from migperf.partitions.registry import diagnose
 from migperf.telemetry.nvml import read_gpu
 
-BERT = {"framework": "torch", "model": "hf:bert", "mode": "infer", "batch": 8, "sequence": 128}
+# The first that works there is measured.
+MODELS = {
+    "BERT (batch 8, 128 tokens)": {"model": "hf:bert", "batch": 8, "sequence": 128},
+    "ViT-B/16 (batch 8)": {"model": "vit_base_patch16_224", "batch": 8, "image": 224},
+    "perceptron (batch 256, width 4096)": {"model": "mlp", "batch": 256, "width": 4096},
+}
 CASES = {
     "timeslice": [("gpu", 1), ("gpu*2", -1)],
     "mps": [("50%*2", 1), ("50%*2", -1)],
 }
 
 
-def study(backend: str) -> Study:
+def study(backend: str, model: dict) -> Study:
+    workload = {"framework": "torch", "mode": "infer", **model}
     return Study.from_dict(
         {
             "cases": [
                 {"backend": backend, "layout": layout, "tenants": tenants}
                 for layout, tenants in CASES[backend]
             ],
-            "tenants": [{"name": "one", "workload": BERT}, {"name": "two", "workload": BERT}],
+            "tenants": [{"name": name, "workload": workload} for name in ("one", "two")],
             "repeat": 2,
             "duration_s": 3,
             "warmup_s": 1,
@@ -66,10 +72,16 @@ def main() -> None:
             reason = next(row[3] for row in doctor if row[0] == backend)
             goals.append(goal(f"{backend} on a real GPU", "runs", f"not here: {reason}", None))
             continue
-        try:
-            result = study(backend).run(allow_noise=True)
-        except MigperfError as error:
-            goals.append(goal(f"{backend} on a real GPU", "runs", f"failed: {error}", False))
+        result, failures = None, []
+        for what, model in MODELS.items():
+            try:
+                result = study(backend, model).run(allow_noise=True)
+                break
+            except MigperfError as error:
+                failures.append(f"{what}: {error}")
+        if result is None:
+            text = f"failed: {'; '.join(failures)}"
+            goals.append(goal(f"{backend} on a real GPU", "runs", text, False))
             continue
         alone, together = (case.label for case in result.cases)
         found = {
@@ -79,12 +91,12 @@ def main() -> None:
         single = found[alone][0].get("throughput", float("nan"))
         goals.append(
             goal(
-                f"{backend} on a real GPU, two BERT servers",
+                f"{backend} on a real GPU, two servers of {what}",
                 "runs; the tenants together, and the isolation index, are shown",
                 f"{total / single:.2f} times one tenant's throughput, isolation index "
                 f"{result.isolation_index(alone, together):.2f}",
                 None,
-                f"{name}; {'; '.join(result.noise) or 'quiet host'}",
+                "; ".join([name, *(result.noise or ["quiet host"]), *failures]),
             )
         )
         rows += [

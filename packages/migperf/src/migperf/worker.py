@@ -11,6 +11,8 @@ import os
 import resource
 import sys
 import time
+import traceback
+from pathlib import Path
 from typing import Any
 
 __all__ = ["main"]
@@ -109,7 +111,10 @@ def main() -> int:
         elif isinstance(error, MigperfError):
             message = {"status": "refused", "detail": detail}
         else:
-            message = {"status": "crash", "detail": f"{type(error).__name__}: {detail}"}
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(frame.filename).name}:{frame.lineno}"
+            detail = f"{type(error).__name__}: {detail} ({place})"
+            message = {"status": "crash", "detail": detail}
     _say(message)
     return 0
 
