@@ -32,7 +32,7 @@ DENSE_CONTEXTS = 4000
 class Solution:
     """Optimum found for one table: ``log_q`` (sums to one), objective, bound gap, iterations."""
 
-    log_q: Float[np.ndarray, "..."]
+    log_q: Float[np.ndarray, ...]
     objective: float
     gap: float
     iterations: int
@@ -49,15 +49,12 @@ class _Problem:
     constant: float
 
     @classmethod
-    def make(
-        cls, logs: tuple[np.ndarray, ...], weights: tuple[np.ndarray, ...] | None
-    ) -> _Problem:
+    def make(cls, logs: tuple[np.ndarray, ...], weights: tuple[np.ndarray, ...] | None) -> _Problem:
         shape = logs[0].shape
         conditionals = tuple(np.exp(log) for log in logs)
         if weights is None:
             full = tuple(
-                np.ones([1 if a == i else s for a, s in enumerate(shape)])
-                for i in range(len(logs))
+                np.ones([1 if a == i else s for a, s in enumerate(shape)]) for i in range(len(logs))
             )
         else:
             full = []  # type: ignore[assignment]
@@ -78,7 +75,8 @@ class _Problem:
         return [logsumexp(theta, axis=i, keepdims=True) for i in range(theta.ndim)]
 
     def objective(self, theta: np.ndarray, normalisers: list[np.ndarray]) -> float:
-        inner = np.where(self.target > 0, self.target * theta, 0.0).sum()
+        alive = self.target > 0
+        inner = self.target[alive] @ theta[alive]
         total = sum((w * z).sum() for w, z in zip(self.weights, normalisers))
         return self.constant - float(inner) + float(total)
 
@@ -135,9 +133,7 @@ def _newton_direction(
                 [-cross.T, np.diag(1 - (u1**2 * inverse).sum(1))],
             ]
         )
-        right = np.concatenate(
-            [(u0 * inverse * gradient).sum(0), (u1 * inverse * gradient).sum(1)]
-        )
+        right = np.concatenate([(u0 * inverse * gradient).sum(0), (u1 * inverse * gradient).sum(1)])
         null = np.concatenate([np.sqrt(weights[0]).ravel(), np.sqrt(weights[1]).ravel()])
         z = _solve(schur, right, null)
         columns = gradient.shape[1]
@@ -191,11 +187,11 @@ def _context_matrix(
 
 
 def solve(
-    logs: tuple[Float[np.ndarray, "..."], ...],
-    weights: tuple[Float[np.ndarray, "..."], ...] | None = None,
+    logs: tuple[Float[np.ndarray, ...], ...],
+    weights: tuple[Float[np.ndarray, ...], ...] | None = None,
     tol: float = 1e-11,
     max_iter: int = 200,
-    start: Float[np.ndarray, "..."] | None = None,
+    start: Float[np.ndarray, ...] | None = None,
 ) -> Solution:
     """Minimise F over all joints.
 
@@ -286,7 +282,7 @@ def _line_search(
 
 
 def plain_iterations(
-    logs: tuple[Float[np.ndarray, "..."], ...], iterations: int, tol: float = 0.0
+    logs: tuple[Float[np.ndarray, ...], ...], iterations: int, tol: float = 0.0
 ) -> Solution:
     """Run the fixed point that earlier code uses (from uniform); for comparisons."""
     problem = _Problem.make(logs, None)
@@ -306,9 +302,7 @@ def plain_iterations(
     return Solution(theta, value, gap, done, gap <= max(tol, 1e-10))
 
 
-def objective(
-    logs: tuple[Float[np.ndarray, "..."], ...], log_q: Float[np.ndarray, "..."]
-) -> float:
+def objective(logs: tuple[Float[np.ndarray, ...], ...], log_q: Float[np.ndarray, ...]) -> float:
     """Objective F of any joint, nats, uniform context weights."""
     problem = _Problem.make(logs, None)
     return problem.objective(log_q, problem.normalisers(log_q))

@@ -137,9 +137,7 @@ def curl(
     """
     first = as_log_table("log_a_given_b", log_a_given_b, 2)
     second = as_log_table("log_b_given_a", log_b_given_a, 2)
-    require(
-        first.shape == second.shape, "log_b_given_a", second.shape, f"the shape {first.shape}"
-    )
+    require(first.shape == second.shape, "log_b_given_a", second.shape, f"the shape {first.shape}")
     if np.isneginf(first).any() or np.isneginf(second).any():
         raise InputError(
             "log_a_given_b or log_b_given_a holds -inf: allowed is positive support; use"
@@ -217,7 +215,7 @@ def worst_quadruple(table: Table) -> Certificate:
     return worst
 
 
-def test(table: Table, tol: float = 1e-9) -> Verdict:
+def test(table: Table, tol: float = 1e-9) -> Verdict:  # noqa: PT028
     """Decide whether a joint distribution with these conditionals exists.
 
     Parameters
@@ -280,7 +278,7 @@ def _test_on_support(arrays: tuple[np.ndarray, ...], tol: float) -> Verdict:
         offset += int(np.prod(others))
     row, column, weight = map(np.concatenate, (rows, columns, weights))
     graph = sparse.csr_array((np.ones(len(row)), (row, column)), shape=(offset, offset))
-    count, label = connected_components(graph, directed=False)
+    _, label = connected_components(graph, directed=False)
     used = np.unique(label[:n])
     potential = np.zeros(offset)
     parent = np.full(offset, -1)

@@ -23,7 +23,9 @@ from .pooling import POOLS, cross_fitted
 from .scorers.seq2seq import InfillRequest, InfillScorer, load_infill, wrap
 from .stats import Interval, bootstrap, mcnemar
 
-PAPER_PATTERNS = "baseline,offset:1-3,span:3x5x1,span:3x5x2,span:3x3x1,span:3x3x2,span:3x4x1,span:3x4x2"
+PAPER_PATTERNS = (
+    "baseline,offset:1-3,span:3x5x1,span:3x5x2,span:3x3x1,span:3x3x2,span:3x4x1,span:3x4x2"
+)
 LAMBADA_PATTERNS = "baseline,offset:1-6,span:3x5x1,span:3x5x2,span:3x10x1"
 
 
@@ -387,7 +389,9 @@ class EnsembleResult:
             )
         return rows
 
-    def table(self, pools: Sequence[str] = ("max", "avg", "arith", "fitted")) -> list[dict[str, Any]]:
+    def table(
+        self, pools: Sequence[str] = ("max", "avg", "arith", "fitted")
+    ) -> list[dict[str, Any]]:
         """Accuracy of every pattern and pool, with McNemar's p-value against the first pattern."""
         base = self.correct(self.patterns[0])
         rows = []

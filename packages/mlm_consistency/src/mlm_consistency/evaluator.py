@@ -155,11 +155,12 @@ class ConsistencyEvaluator:
             ids, i, j = parse_marked(text, self.tokenizer)
         else:
             ids = tuple(self.tokenizer(text, truncation=False)["input_ids"])
-        assert i is not None and j is not None
+        assert i is not None
+        assert j is not None
         require(0 <= i < len(ids) and 0 <= j < len(ids) and i != j, "i, j", (i, j),
                 f"two different positions below {len(ids)}")  # fmt: skip
-        probe = PairProbe(f"text:{i}-{j}", ids, i, j,
-                          text if marked else mark_pair(self.tokenizer, ids, *sorted((i, j))))  # fmt: skip
+        shown = text if marked else mark_pair(self.tokenizer, ids, i, j)
+        probe = PairProbe(f"text:{i}-{j}", ids, i, j, shown)
         sets = None
         if words is not None:
             sets = [
@@ -190,9 +191,7 @@ class ConsistencyEvaluator:
             chosen = self._candidates(probes, top_k, gold, planner)
         else:
             chosen = list(sets)
-        usable = [
-            (p, c) for p, c in zip(probes, chosen) if min(len(c[0]), len(c[1])) >= 2
-        ]
+        usable = [(p, c) for p, c in zip(probes, chosen) if min(len(c[0]), len(c[1])) >= 2]
         if len(usable) < len(probes):
             skipped["too few candidates that keep the other tokens"] = len(probes) - len(usable)
         requests: list[Request] = []

@@ -34,7 +34,7 @@ class ScanLaw:
     """
 
     order: tuple[int, ...]
-    law: Float[np.ndarray, "..."]
+    law: Float[np.ndarray, ...]
     second_eigenvalue: float
 
 
@@ -49,7 +49,7 @@ class GibbsReport:
         return f"GibbsReport({len(self.laws)} scan orders, total variation {self.tv:.3g})"
 
 
-def total_variation(p: Float[np.ndarray, "..."], q: Float[np.ndarray, "..."]) -> float:
+def total_variation(p: Float[np.ndarray, ...], q: Float[np.ndarray, ...]) -> float:
     """Half the sum of absolute differences."""
     return 0.5 * float(np.abs(np.asarray(p) - np.asarray(q)).sum())
 
@@ -136,9 +136,7 @@ def scan_orders(table: Table, mixing: bool = False) -> GibbsReport:
     """
     k = len(axis_conditionals(table))
     laws = tuple(stationary(table, order, mixing) for order in permutations(range(k)))
-    worst = max(
-        total_variation(p.law, q.law) for i, p in enumerate(laws) for q in laws[i:]
-    )
+    worst = max(total_variation(p.law, q.law) for i, p in enumerate(laws) for q in laws[i:])
     return GibbsReport(laws, worst)
 
 
@@ -147,7 +145,7 @@ def markovian_incompatibility(table: Table) -> float:
     return 2 * scan_orders(table).tv
 
 
-def log_law(law: ScanLaw) -> Float[np.ndarray, "..."]:
+def log_law(law: ScanLaw) -> Float[np.ndarray, ...]:
     """Logarithm of a law, normalised."""
     with np.errstate(divide="ignore"):
         log = np.log(law.law)

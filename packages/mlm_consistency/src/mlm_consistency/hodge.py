@@ -37,7 +37,7 @@ class HodgeParts:
         Root mean square of the unexplained flow per edge, nats.
     """
 
-    potential: Float[np.ndarray, "..."]
+    potential: Float[np.ndarray, ...]
     flow_energy: float
     curl_energy: float
     edges: int
@@ -60,7 +60,7 @@ class HodgeParts:
         )
 
 
-def anova(array: Float[np.ndarray, "..."]) -> dict[tuple[int, ...], Float[np.ndarray, "..."]]:
+def anova(array: Float[np.ndarray, ...]) -> dict[tuple[int, ...], Float[np.ndarray, ...]]:
     """Orthogonal components of an array, one per set of axes (size 1 along the other axes).
 
     Examples

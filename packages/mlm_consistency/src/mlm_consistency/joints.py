@@ -37,14 +37,14 @@ class Joint:
     iterations : int
     """
 
-    log_q: Float[np.ndarray, "..."]
+    log_q: Float[np.ndarray, ...]
     method: str
     gap: float = float("nan")
     objective: float = float("nan")
     iterations: int = 0
     labels: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
 
-    def conditional(self, axis: int) -> Float[np.ndarray, "..."]:
+    def conditional(self, axis: int) -> Float[np.ndarray, ...]:
         """``log q(x_axis | the others)`` in the layout of the cells."""
         return np.asarray(normalise(self.log_q, axis))
 
@@ -150,7 +150,7 @@ def chain(table: PairTable, first: int = 0) -> Joint:
 
 def ag(
     table: Table,
-    weights: str | tuple[Float[np.ndarray, "..."], ...] = "uniform",
+    weights: str | tuple[Float[np.ndarray, ...], ...] = "uniform",
     tol: float = 1e-11,
     max_iter: int = 200,
 ) -> Joint:

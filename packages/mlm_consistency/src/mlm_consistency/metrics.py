@@ -45,7 +45,7 @@ def path_gaps(table: PairTable) -> Float[np.ndarray, "A B"]:
     return (m_i[:, None] + table.log_b_given_a) - (m_j + table.log_a_given_b)
 
 
-def relative_difference(log_ratio: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def relative_difference(log_ratio: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
     """``|J1 - J2| / ((J1 + J2) / 2)`` from ``log J1 / J2``."""
     return np.asarray(2 * np.abs(np.tanh(np.asarray(log_ratio) / 2)))
 
@@ -76,9 +76,7 @@ def kl(log_p: np.ndarray, log_q: np.ndarray, axis: int = 0) -> np.ndarray:
 def jensen_shannon(log_p: np.ndarray, log_q: np.ndarray) -> float:
     """Jensen-Shannon divergence of two joints, nats."""
     middle = np.logaddexp(log_p, log_q) - np.log(2)
-    return 0.5 * float(
-        kl(log_p.ravel(), middle.ravel()) + kl(log_q.ravel(), middle.ravel())
-    )
+    return 0.5 * float(kl(log_p.ravel(), middle.ravel()) + kl(log_q.ravel(), middle.ravel()))
 
 
 def joint_quality(table: PairTable, joint: joints.Joint) -> dict[str, float]:
@@ -137,9 +135,7 @@ def pair_metrics(table: PairTable, quality: bool = True) -> dict[str, Any]:
         out["m_tv_i"], out["m_tv_j"] = marginal_tv(table)
     if quality:
         inner = table.renormalised()
-        out["joint_mlm_u_nll"] = -0.5 * float(
-            inner.log_a_given_b[a, b] + inner.log_b_given_a[a, b]
-        )
+        out["joint_mlm_u_nll"] = -0.5 * float(inner.log_a_given_b[a, b] + inner.log_b_given_a[a, b])
         methods = [
             m
             for m in JOINT_METHODS
@@ -187,9 +183,7 @@ def swap_gap(
     log_p: dict[frozenset[int], Float[np.ndarray, " k"]], seen: frozenset[int], i: int, j: int
 ) -> float:
     """Gap of one adjacent swap: i then j against j then i, after `seen` (local curl)."""
-    return float(
-        log_p[seen][i] + log_p[seen | {i}][j] - log_p[seen][j] - log_p[seen | {j}][i]
-    )
+    return float(log_p[seen][i] + log_p[seen | {i}][j] - log_p[seen][j] - log_p[seen | {j}][i])
 
 
 def order_gap_by_swaps(

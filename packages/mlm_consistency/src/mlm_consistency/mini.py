@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -59,13 +58,19 @@ class MiniConfig:
 
 
 def bert_config(**changes: Any) -> MiniConfig:
-    """Settings of the bundled BERT-style model."""
+    """Return the settings of the bundled BERT-style model."""
     return MiniConfig(**{"kind": "bert", **changes})
 
 
 def t5_config(**changes: Any) -> MiniConfig:
-    """Settings of the bundled T5-style model (2 + 2 layers, gated-gelu)."""
-    settings = {"kind": "t5", "steps": 5000, "learning_rate": 3e-3, "layers": 2, "feed_forward": 256}
+    """Return the settings of the bundled T5-style model (2 + 2 layers, gated-gelu)."""
+    settings = {
+        "kind": "t5",
+        "steps": 5000,
+        "learning_rate": 3e-3,
+        "layers": 2,
+        "feed_forward": 256,
+    }
     return MiniConfig(**{**settings, **changes})  # type: ignore[arg-type]
 
 

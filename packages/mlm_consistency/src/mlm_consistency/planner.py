@@ -156,9 +156,9 @@ class Planner:
                 try:
                     self._batch(batch, wanted, requests, out)
                 except (MemoryError, RuntimeError) as error:
-                    if not _out_of_memory(error) or size == 1:
+                    if not _out_of_memory(error) or len(batch) == 1:
                         raise
-                    size = max(1, size // 2)
+                    size = len(batch) // 2
                     self.statistics.halvings += 1
                     continue
                 start += len(batch)

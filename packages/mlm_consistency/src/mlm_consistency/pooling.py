@@ -85,7 +85,8 @@ def fit_weights(
 ) -> Float[np.ndarray, " m"]:
     """Weights of a log-linear pool, by maximum likelihood of the answers.
 
-    Conditional logistic regression with non-negative coefficients: ``P(y) ~ exp(sum_m w_m s_m(y))``.
+    Conditional logistic regression with non-negative coefficients:
+    ``P(y) ~ exp(sum_m w_m s_m(y))``.
     The coefficients are not normalised: their sum is an inverse temperature.
 
     Parameters

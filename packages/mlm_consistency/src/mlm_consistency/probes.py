@@ -19,11 +19,12 @@ from .mini_data import read_lines
 
 # Sixty of the most frequent English words: such tokens have hardly any alternatives. The paper
 # uses a list of this kind; which words it holds is not known, so this one is ours.
-COMMON_WORDS = frozenset(
-    "the of and to in a is that for it as was with be by on not he his but at are this have from or"
-    " had an they which one you were all her she there would their we him been has when who will no"
-    " more if out so up said what its about than into them can only other".split()
-)
+_COMMON = """
+the of and to in a is that for it as was with be by on not he his but at are this have from or had
+an they which one you were all her she there would their we him been has when who will no more if
+out so up said what its about than into them can only other
+"""
+COMMON_WORDS = frozenset(_COMMON.split())
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,17 @@ class ProbeSet:
     def load(cls, path: str | Path) -> ProbeSet:
         """Read what `save` wrote."""
         lines = read_lines(path, "probes")
-        number = 1
+        at = 1
         try:
             head = json.loads(lines[0])
             probes = []
-            for number, line in enumerate(lines[1:], start=2):
+            for at, line in enumerate(lines[1:], start=2):  # noqa: B007
                 row = json.loads(line)
                 probes.append(PairProbe(**{**row, "ids": tuple(map(int, row["ids"]))}))
             return cls(probes, dict(head["skipped"]), int(head["sentences"]))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"probes = {str(path)!r}: line {number} is no probe ({error}); allowed are files"
+                f"probes = {str(path)!r}: line {at} is no probe ({error}); allowed are files"
                 " written by mlm-consistency probe"
             ) from None
 
@@ -197,7 +198,8 @@ def mark_pair(tokenizer: Any, ids: Sequence[int], i: int, j: int) -> str:
         kept = [t for t in ids[start:stop] if t not in special]
         return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False)).strip()
 
-    pieces = [part(0, i), "[1]", part(i + 1, j), "[2]", part(j + 1, len(ids))]
+    (first, left), (second, right) = sorted(((i, "[1]"), (j, "[2]")))
+    pieces = [part(0, first), left, part(first + 1, second), right, part(second + 1, len(ids))]
     return " ".join(p for p in pieces if p)
 
 

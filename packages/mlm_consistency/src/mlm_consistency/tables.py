@@ -19,7 +19,7 @@ LEVELS = {
 }
 
 
-def as_log_table(name: str, value: Any, ndim: int | None = None) -> Float[np.ndarray, "..."]:
+def as_log_table(name: str, value: Any, ndim: int | None = None) -> Float[np.ndarray, ...]:
     """Check an array of log-probabilities: finite or minus infinity, at most about zero.
 
     Raises
@@ -41,7 +41,7 @@ def as_log_table(name: str, value: Any, ndim: int | None = None) -> Float[np.nda
     return array
 
 
-def check_support(name: str, array: Float[np.ndarray, "..."], axis: int) -> None:
+def check_support(name: str, array: Float[np.ndarray, ...], axis: int) -> None:
     """Refuse a context whose conditional has no support at all."""
     empty = np.isneginf(array).all(axis=axis)
     if empty.any():
@@ -52,7 +52,7 @@ def check_support(name: str, array: Float[np.ndarray, "..."], axis: int) -> None
         )
 
 
-def normalise(array: Float[np.ndarray, "..."], axis: int | tuple[int, ...]) -> Any:
+def normalise(array: Float[np.ndarray, ...], axis: int | tuple[int, ...]) -> Any:
     """Subtract the log-sum-exp along axes."""
     return array - logsumexp(array, axis=axis, keepdims=True)
 
@@ -235,7 +235,7 @@ class CubeTable:
     labels : tuple of k tuples of str, optional
     """
 
-    conditionals: tuple[Float[np.ndarray, "..."], ...]
+    conditionals: tuple[Float[np.ndarray, ...], ...]
     labels: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -253,7 +253,7 @@ class CubeTable:
         object.__setattr__(self, "conditionals", arrays)
 
     @classmethod
-    def from_joint(cls, log_joint: Float[np.ndarray, "..."]) -> CubeTable:
+    def from_joint(cls, log_joint: Float[np.ndarray, ...]) -> CubeTable:
         """Conditionals of an explicit joint distribution."""
         log_joint = as_log_table("log_joint", log_joint)
         return cls(tuple(normalise(log_joint, axis) for axis in range(log_joint.ndim)))
@@ -277,6 +277,6 @@ class CubeTable:
 Table = PairTable | CubeTable
 
 
-def axis_conditionals(table: Table) -> tuple[Float[np.ndarray, "..."], ...]:
+def axis_conditionals(table: Table) -> tuple[Float[np.ndarray, ...], ...]:
     """Conditionals of a table, one array per masked axis, all in the layout of the cells."""
     return tuple(table.conditionals)

@@ -28,7 +28,7 @@ def scale(
     tol: float = 1e-12,
     max_iter: int = 20_000,
 ) -> Scaled:
-    """Iterative proportional fitting (Sinkhorn) in the log domain.
+    """Fit a table to margins by iterative proportional fitting (Sinkhorn), in the log domain.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ class TableScorer:
         k axes of equal size.
     """
 
-    def __init__(self, log_joint: Float[np.ndarray, "..."]) -> None:
+    def __init__(self, log_joint: Float[np.ndarray, ...]) -> None:
         array = as_log_table("log_joint", log_joint)
         require(array.ndim >= 2 and len(set(array.shape)) == 1, "log_joint", array.shape,
                 "k >= 2 axes of one size")  # fmt: skip

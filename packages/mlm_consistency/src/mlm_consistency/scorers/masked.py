@@ -66,9 +66,7 @@ class MaskedScorer:
         self.model = model.eval()
         config = model.config
         self.vocab_size = int(config.vocab_size)
-        require(
-            0 <= mask_id < self.vocab_size, "mask_id", mask_id, f"0 to {self.vocab_size - 1}"
-        )
+        require(0 <= mask_id < self.vocab_size, "mask_id", mask_id, f"0 to {self.vocab_size - 1}")
         self.mask_id = int(mask_id)
         self.shift = shift
         self.max_length = int(max_length or _longest(config))
@@ -228,9 +226,9 @@ def load(name: str, dtype: str = "float32", device: str = "cpu") -> tuple[Masked
     kinds = ("float32", "float64", "bfloat16", "float16")
     require(dtype in kinds, "dtype", dtype, f"one of {', '.join(kinds)}")
     try:
-        model = AutoModelForMaskedLM.from_pretrained(
-            resolve(name), dtype=getattr(torch, dtype)
-        ).to(device)
+        model = AutoModelForMaskedLM.from_pretrained(resolve(name), dtype=getattr(torch, dtype)).to(
+            device
+        )
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())[:160]
         raise InputError(f"model = {name!r}: allowed is a masked language model; {text}") from None

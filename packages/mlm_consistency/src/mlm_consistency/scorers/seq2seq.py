@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ..errors import InputError, ProbeError, ScoreError, require
 from .masked import load_tokenizer, resolve, weights_fingerprint
@@ -91,7 +91,7 @@ class InfillScorer:
     def pattern(
         self, ids: Sequence[int], spans: Sequence[tuple[int, int]]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Encoder input and decoder target of a sentence with masked spans.
+        """Make encoder input and decoder target of a sentence with masked spans.
 
         Parameters
         ----------
@@ -145,6 +145,36 @@ class InfillScorer:
             size = max(1, min(128, self.budget_bytes // cost))
             for start in range(0, len(group), size):
                 self._group(group[start : start + size], unique, requests, out)
+        return out
+
+    def first_tokens(
+        self, encoders: Sequence[tuple[int, ...]], top: int
+    ) -> list[Int[np.ndarray, " top"]]:
+        """Most probable first tokens of the first span of each input (sentinel form)."""
+        import torch
+        from transformers.modeling_outputs import BaseModelOutput
+
+        require(self.style == "sentinel", "style", self.style, "'sentinel'")
+        begin = self.model.config.decoder_start_token_id
+        out: list[Any] = [None] * len(encoders)
+        order: dict[int, list[int]] = {}
+        for n, encoder in enumerate(encoders):
+            order.setdefault(len(encoder), []).append(n)
+        device = next(self.model.parameters()).device
+        with torch.inference_mode():
+            for group in order.values():
+                for start in range(0, len(group), 64):
+                    part = group[start : start + 64]
+                    batch = torch.tensor([encoders[n] for n in part], device=device)
+                    states = self.model.get_encoder()(input_ids=batch).last_hidden_state
+                    prefix = torch.tensor([[begin, self.sentinel(0)]] * len(part), device=device)
+                    logits = self.model(
+                        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                        decoder_input_ids=prefix,
+                        use_cache=False,
+                    ).logits[:, -1]
+                    for n, row in zip(part, logits.topk(top).indices.cpu().numpy()):
+                        out[n] = row
         return out
 
     def _bytes(self, length: int) -> int:
