@@ -242,5 +242,5 @@ def test_errors_name_argument_value_and_remedy():
         PairTable(np.full((2, 2), np.nan), good)
     with pytest.raises(SupportError, match="probability zero"):
         PairTable(np.array([[-np.inf, 0.0], [-np.inf, -1.0]]), good)
-    with pytest.raises(InputError, match="compat.test"):
+    with pytest.raises(InputError, match=r"compat\.test"):
         compat.curl(np.array([[-np.inf, 0.0], [0.0, 0.0]]), good)

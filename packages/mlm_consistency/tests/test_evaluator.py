@@ -157,14 +157,14 @@ def test_candidates_that_change_their_neighbours_are_dropped(mini):
     ids = tokenizer("the king of israel .")["input_ids"]
     piece = next(i for i, t in enumerate(vocabulary.tokens) if t == "##s")
     good = tokenizer.convert_tokens_to_ids("house")
-    # "##s" after "the" is written "thes" and read back as other tokens
-    assert keeps_segmentation(tokenizer, ids, 2, [good, piece]).tolist() == [True, False]
+    # "##s" after "king" is written "kings", which is one token
+    assert keeps_segmentation(tokenizer, ids, 3, [good, piece]).tolist() == [True, False]
 
 
 def test_probe_choice_is_counted_and_repeatable(mini, tmp_path):
     _, tokenizer = mini
     texts = ["the king of israel went up .", "word " * 200, "it is of the .", "q\u4e00 zz"]
-    found = pair_probes(texts * 3, tokenizer, 6, max_length=60, skip_common=False)
+    found = pair_probes(texts * 3, tokenizer, 100, max_length=60, skip_common=False)
     assert found.skipped["too long"] == 3
     assert sum(found.skipped.values()) + len(found.probes) == found.sentences
     path = found.save(tmp_path / "probes.jsonl")

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -140,7 +141,7 @@ def test_bundled_weights_match_their_manifests():
 
 def test_corpus_split_is_by_chapter(corpus):
     found = read_corpus(corpus)
-    both = {t for t in found.train} & {t for t in found.held_out}
+    both = set(found.train) & set(found.held_out)
     assert len(both) < 5  # the text repeats some verses
     assert len(found.train) + len(found.held_out) == len(held_out_sentences())
 
@@ -300,6 +301,9 @@ def test_demo_writes_a_valid_result(tmp_path, monkeypatch):
 
 def test_help_runs_in_a_process():
     text = subprocess.run(
-        ["mlm-consistency", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "mlm_consistency.cli", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert "measure" in text

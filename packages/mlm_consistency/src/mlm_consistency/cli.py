@@ -481,6 +481,7 @@ def train_mini(
     corpus: Path,
     out: Path,
     steps: int | None = None,
+    tokenizer: str = "bundled",
     seed: int = 0,
     threads: int = 1,
     json: Json = False,
@@ -503,6 +504,8 @@ def train_mini(
         Folder for weights (fp16), tokenizer and manifest.
     steps
         Optimiser steps; those of the bundled weights by default.
+    tokenizer
+        `bundled`, `new` (trained on the corpus) or a tokenizer.json.
     seed
         Seed; with one thread the same seed gives the same bytes on one machine.
     threads
@@ -522,8 +525,15 @@ def train_mini(
     config = mini.bert_config(**changes) if kind == "bert" else mini.t5_config(**changes)
     torch.set_num_threads(threads)
     say = _say()
+    given: Path | None = None if tokenizer == "new" else Path(tokenizer)
+    if tokenizer == "bundled":
+        given = mini.bundled(f"mini-{kind}") / "tokenizer.json"
     manifest = mini.train(
-        corpus, out, config, lambda step, loss: say(f"step {step} of {config.steps}, {loss:.3f}")
+        corpus,
+        out,
+        config,
+        lambda step, loss: say(f"step {step} of {config.steps}, {loss:.3f}"),
+        tokenizer=given,
     )
     if json:
         _print_json(manifest)

@@ -191,7 +191,8 @@ def _claims(
             "name": "Ensemble of conditionals (max) against the baseline: accuracy",
             "paper": "71.42 to 74.04 (UL2-20B, LAMBADA)",
             "measured": f"{100 * base.estimate:.1f} to {100 * ensembled.estimate:.1f}, difference"
-            f" [{100 * gain.low:.1f}, {100 * gain.high:.1f}] (best single pattern, {single}: {best:.1f})",
+            f" [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
+            f" (best single pattern, {single}: {best:.1f})",
             "unit": "%",
             "met": gain.estimate > 0,
             "how": f"95 % bootstrap interval of the paired difference; {t5}",
@@ -255,7 +256,7 @@ def run_demo(
         "gaps.png": ("Gaps and their noise floor", figures.gap_histogram(found),
                      "Left of the grey band nothing could be told from rounding."),
         "joints.png": ("Quality of joints", figures.joint_bars(found),
-                       "Mean with 95 % bootstrap interval over the candidates; lower is better, axes do not start at zero."),
+                       "Mean with 95 % bootstrap interval, lower is better; axes do not start at zero."),
         "authors.png": ("Order test beside the authors' figures", figures.against_authors(
             asdict(order), paper.AUTHORS_ORDER_TEST),
             "bert-base and bert-large: recomputed from the authors' files, 10,000 sentences."),

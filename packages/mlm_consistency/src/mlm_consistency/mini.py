@@ -173,6 +173,7 @@ def train(
     config: MiniConfig,
     on_step: Callable[[int, float], object] | None = None,
     stop_after: int | None = None,
+    tokenizer: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train a miniature and export it; an interrupted training goes on from its checkpoint.
 
@@ -188,6 +189,8 @@ def train(
         Called with the step and the loss.
     stop_after : int, optional
         Leave after this many steps of this call, with a checkpoint.
+    tokenizer : path, optional
+        ``tokenizer.json`` to use instead of training one on the corpus.
 
     Returns
     -------
@@ -206,16 +209,20 @@ def train(
     out = Path(out)
     corpus = data.read_corpus(corpus_path)
     sentinels = data.NUM_SENTINELS if config.kind == "t5" else 0
-    tokenizer = data.train_tokenizer(corpus.train, config.vocab_size, sentinels)
-    rows = data.encode(tokenizer, corpus.train, config.longest)
-    held_out = data.encode(tokenizer, corpus.held_out, config.longest)
+    if tokenizer is None:
+        words = data.train_tokenizer(corpus.train, config.vocab_size, sentinels)
+    else:
+        words = data.read_tokenizer(tokenizer, config.vocab_size, sentinels)
+    rows = data.encode(words, corpus.train, config.longest)
+    held_out = data.encode(words, corpus.held_out, config.longest)
+    words_hash = hashlib.sha256(words.encode()).hexdigest()
     text_hash = hashlib.sha256("\n".join(corpus.train).encode()).hexdigest()
     threads = torch.get_num_threads()
     model = build_model(config).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
-    state = _resume(out / "checkpoint.pt", config, text_hash)
+    state = _resume(out / "checkpoint.pt", config, text_hash + words_hash)
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -243,13 +250,15 @@ def train(
             state["seconds"] = time.process_time() - start
             point = [step + 1, round(held_out_loss(model, config, held_out, 4), 4)]
             state = {**state, "step": step + 1, "curve": [*state["curve"], point]}
-            _save(out / "checkpoint.pt", model, optimizer, state, config, text_hash)
+            _save(out / "checkpoint.pt", model, optimizer, state, config, text_hash + words_hash)
     manifest = {
         "schema_version": 1,
         "config": asdict(config),
         "command": f"mlm-consistency train-mini {config.kind} --corpus kjv.txt --out DIR",
+        "tokenizer": "trained on the corpus" if tokenizer is None else "given",
         "corpus": data.WHERE_TO_GET_THE_KJV,
         "corpus_train_sha256": text_hash,
+        "tokenizer_sha256": words_hash,
         "train_sentences": len(rows),
         "held_out_sentences": len(held_out),
         "steps": state["step"],
@@ -261,7 +270,7 @@ def train(
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     if state["step"] == config.steps:
-        manifest["sha256"] = _export(model, tokenizer, config, out)
+        manifest["sha256"] = _export(model, words, config, out)
         write_json(out / "manifest.json", manifest)
         (out / "checkpoint.pt").unlink(missing_ok=True)
     return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Iterator
@@ -101,10 +102,19 @@ def train_tokenizer(sentences: list[str], vocab_size: int, sentinels: int = 0) -
     tokenizer.normalizer = BertNormalizer(lowercase=True)  # type: ignore[assignment]
     tokenizer.pre_tokenizer = BertPreTokenizer()  # type: ignore[assignment]
     tokenizer.decoder = WordPieceDecoder()  # type: ignore[assignment]
+    # The trainer numbers the continuing letters in the order of a hash table, and breaks ties by
+    # number: two runs would differ. Numbered beforehand, as if they were special, they do not.
+    letters = sorted(
+        {c for s in sentences for w in s.split() for c in tokenizer.normalizer.normalize_str(w)}
+    )
+    continuing = [f"##{c}" for c in letters]
     trainer = WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False
+        vocab_size=vocab_size, special_tokens=[*SPECIAL, *continuing], show_progress=False
     )
     tokenizer.train_from_iterator(sentences, trainer)
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in SPECIAL]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
     if sentinels:
         tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in range(sentinels)])
         single = "$A [SEP]"
@@ -114,6 +124,23 @@ def train_tokenizer(sentences: list[str], vocab_size: int, sentinels: int = 0) -
         single=single, special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
     )
     return str(tokenizer.to_str())
+
+
+def read_tokenizer(path: str | Path, vocab_size: int, sentinels: int) -> str:
+    """Read a tokenizer's JSON; refuse one whose vocabulary has another size."""
+    from tokenizers import Tokenizer
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        size = Tokenizer.from_str(text).get_vocab_size()
+    except Exception as error:  # the parser raises bare exceptions; all mean the same
+        words = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"tokenizer = {str(path)!r}: allowed is a tokenizer.json; {words}"
+        ) from None
+    wanted = vocab_size + sentinels
+    require(size == wanted, "tokenizer", f"{path} with {size} tokens", f"{wanted} tokens")
+    return text
 
 
 def encode(tokenizer_json: str, sentences: list[str], longest: int) -> list[Int[np.ndarray, " n"]]:

@@ -179,8 +179,8 @@ def comparison_page(result: dict[str, Any], path: str | Path) -> Path:
     )
     intro = [f"A is {first}, B is {second}; {result['paired']} common probes.", verdict]
     drawing = figures.comparison(result["rows"], "A", "B")
-    return render(path, "Is B more consistent than A?", intro,
-                  [("Change", drawing, "Left of zero: B is more consistent.")], [table])  # fmt: skip
+    change = ("Change", drawing, "Left of zero: B is more consistent.")
+    return render(path, "Is B more consistent than A?", intro, [change], [table])
 
 
 def ensemble_page(rows: Sequence[dict[str, Any]], curves: dict[str, Any], path: str | Path,
