@@ -147,7 +147,7 @@ def curl(
     a, a2 = np.triu_indices(d.shape[0], 1)
     b, b2 = np.triu_indices(d.shape[1], 1)
     rows = d[a] - d[a2]
-    return rows[:, b] - rows[:, b2]
+    return np.asarray(rows[:, b] - rows[:, b2])
 
 
 def quadruples(a: int, b: int) -> np.ndarray:
@@ -276,7 +276,7 @@ def _test_on_support(arrays: tuple[np.ndarray, ...], tol: float) -> Verdict:
         columns.append(offset + context)
         weights.append(array[tuple(cells.T)])
         offset += int(np.prod(others))
-    row, column, weight = map(np.concatenate, (rows, columns, weights))
+    row, column, weight = (np.concatenate(v) for v in (rows, columns, weights))
     graph = sparse.csr_array((np.ones(len(row)), (row, column)), shape=(offset, offset))
     _, label = connected_components(graph, directed=False)
     used = np.unique(label[:n])

@@ -70,7 +70,8 @@ def bigram_test(
     """Bigram test with the model's own most probable other word as the alternative."""
     vocabulary = Vocabulary(tokenizer)
     rng = np.random.default_rng(seed)
-    ids_of, places, encoders = [], [], []
+    ids_of, encoders = [], []
+    places: list[int] = []
     for line in rng.permutation(len(sentences)):
         if len(places) == pairs:
             break
@@ -256,7 +257,7 @@ def run_demo(
         "gaps.png": ("Gaps and their noise floor", figures.gap_histogram(found),
                      "Left of the grey band nothing could be told from rounding."),
         "joints.png": ("Quality of joints", figures.joint_bars(found),
-                       "Mean with 95 % bootstrap interval, lower is better; axes do not start at zero."),
+                       "Mean with 95 % bootstrap interval, lower is better; not from zero."),
         "authors.png": ("Order test beside the authors' figures", figures.against_authors(
             asdict(order), paper.AUTHORS_ORDER_TEST),
             "bert-base and bert-large: recomputed from the authors' files, 10,000 sentences."),

@@ -258,7 +258,9 @@ class EnsembleOfConditionals:
             ends.append(list(ids))
         requests = []
         for pattern in self.patterns:
-            targets, encoder, skip = [], (), 0
+            targets: list[tuple[int, ...]] = []
+            encoder: tuple[int, ...] = ()
+            skip = 0
             for end in ends:
                 ids = [*prompt, *end]
                 spans = pattern.spans(len(prompt), len(ids))
@@ -340,7 +342,7 @@ class EnsembleResult:
             return np.asarray(pooled.argmax(axis=1) == self.answers)
         require(pool in POOLS, "pool", pool, f"one of {', '.join([*POOLS, 'fitted'])}")
         chosen = [int(np.argmax(POOLS[pool](s))) for s in self.scores]
-        return np.asarray(chosen) == self.answers
+        return np.asarray(np.asarray(chosen) == self.answers)
 
     def accuracy(self, pool: str, seed: int = 0) -> Interval:
         """Accuracy with its bootstrap interval."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +160,7 @@ def token_heatmap(table: PairTable, largest: int = 14) -> Figure:
 
 
 def eoc_curves(
-    curves: dict[str, Sequence[dict[str, Any]]],
+    curves: Mapping[str, Sequence[dict[str, Any]]],
     published: Sequence[tuple[float, float]] = (),
 ) -> Figure:
     """Accuracy and disagreement by number of conditionals."""

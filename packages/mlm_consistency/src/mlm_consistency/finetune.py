@@ -212,7 +212,9 @@ def _sample(
     """Neighbouring word-initial tokens of random sentences, alternatives drawn from the model."""
     import torch
 
-    chosen, places, patterns, reads = [], [], [], []
+    chosen: list[list[int]] = []
+    places: list[tuple[int, int]] = []
+    patterns, reads = [], []
     while len(chosen) < count:
         ids = rows[int(rng.integers(len(rows)))]
         starts = [

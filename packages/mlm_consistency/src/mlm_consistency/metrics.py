@@ -42,7 +42,7 @@ def path_gaps(table: PairTable) -> Float[np.ndarray, "A B"]:
     ``J1 = m_i(a) p(b|a)`` and ``J2 = m_j(b) p(a|b)``; antisymmetric under exchange of positions.
     """
     m_i, m_j = table.need_margins()
-    return (m_i[:, None] + table.log_b_given_a) - (m_j + table.log_a_given_b)
+    return np.asarray((m_i[:, None] + table.log_b_given_a) - (m_j + table.log_a_given_b))
 
 
 def relative_difference(log_ratio: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:

@@ -98,10 +98,10 @@ def train_tokenizer(sentences: list[str], vocab_size: int, sentinels: int = 0) -
     from tokenizers.processors import TemplateProcessing
     from tokenizers.trainers import WordPieceTrainer
 
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
-    tokenizer.normalizer = BertNormalizer(lowercase=True)  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = BertPreTokenizer()  # type: ignore[assignment]
-    tokenizer.decoder = WordPieceDecoder()  # type: ignore[assignment]
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.decoder = WordPieceDecoder()
     # The trainer numbers the continuing letters in the order of a hash table, and breaks ties by
     # number: two runs would differ. Numbered beforehand, as if they were special, they do not.
     letters = sorted(
@@ -120,7 +120,7 @@ def train_tokenizer(sentences: list[str], vocab_size: int, sentinels: int = 0) -
         single = "$A [SEP]"
     else:
         single = "[CLS] $A [SEP]"
-    tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
+    tokenizer.post_processor = TemplateProcessing(
         single=single, special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
     )
     return str(tokenizer.to_str())
@@ -204,15 +204,17 @@ def corrupt(
 ) -> tuple[Int[np.ndarray, " encoder"], Int[np.ndarray, " decoder"]]:
     """One training example of the T5 miniature: encoder ids and decoder ids, both ended by [SEP].
 
-    Half of the examples mask a tail of 1 to 10 tokens (the text is cut at a random place before
-    that, every second time), a quarter T5's spans (15 %, mean length 1 to 3), a quarter both.
+    Half of the examples mask a tail of 1 to 10 tokens, every second one of 1 to 3 (the text is cut
+    at a random place before that, every second time), a quarter T5's spans (15 %, mean length 1 to
+    3), a quarter both.
     """
     kind = rng.random()
     tail = 0
     if kind < 0.75:
         if rng.random() < 0.5 and len(ids) > 12:
             ids = ids[: rng.integers(10, len(ids) + 1)]
-        tail = int(rng.integers(1, min(10, len(ids) - 2) + 1))
+        longest = 3 if rng.random() < 0.5 else 10
+        tail = int(rng.integers(1, min(longest, len(ids) - 2) + 1))
     head = len(ids) - tail
     spans: list[tuple[int, int]] = []
     if kind >= 0.5:

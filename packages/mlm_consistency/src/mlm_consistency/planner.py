@@ -190,7 +190,8 @@ class Planner:
                 " logits hold NaN, +inf or only -inf; allowed are logits with a finite"
                 " normaliser; use float32"
             )
-        plain, rest = [], []
+        plain: list[tuple[int, int]] = []
+        rest: list[tuple[int, int]] = []
         for at, (row, position) in enumerate(places):
             for n in wanted[batch[row]][position]:
                 (plain if len(requests[n].candidates) == 1 else rest).append((at, n))

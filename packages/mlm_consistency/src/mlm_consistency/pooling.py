@@ -23,21 +23,21 @@ def _weights(m: int, weights: Sequence[float] | None) -> np.ndarray:
     require(array.shape == (m,), "weights", array.shape, f"one weight for each of {m} patterns")
     require(bool((array >= 0).all() and array.sum() > 0), "weights", array.tolist(),
             "non-negative, not all zero")  # fmt: skip
-    return array / array.sum()
+    return np.asarray(array / array.sum())
 
 
 def maximum(
     scores: Float[np.ndarray, "m c"], weights: Sequence[float] | None = None
 ) -> Float[np.ndarray, " c"]:
     """Largest score over the patterns: the paper's ensemble (weights play no part)."""
-    return np.asarray(scores).max(axis=0)
+    return np.asarray(np.max(scores, axis=0))
 
 
 def average(
     scores: Float[np.ndarray, "m c"], weights: Sequence[float] | None = None
 ) -> Float[np.ndarray, " c"]:
     """Mean score over the patterns: the second pool of the paper's second version."""
-    return _weights(len(scores), weights) @ np.asarray(scores)
+    return np.asarray(_weights(len(scores), weights) @ np.asarray(scores))
 
 
 def geometric(

@@ -128,7 +128,7 @@ class Vocabulary:
     def content(self) -> Bool[np.ndarray, " vocab"]:
         """Tokens that start a word and are alphabetic."""
         letters = [self.word(i).isalpha() for i in range(len(self.tokens))]
-        return self.initial & np.asarray(letters)
+        return np.asarray(self.initial & np.asarray(letters))
 
     @cached_property
     def common(self) -> Bool[np.ndarray, " vocab"]:

@@ -94,7 +94,7 @@ def summary_table(report: ConsistencyReport) -> dict[str, Any]:
     rows = []
     for name, entry in report.summary.items():
         if isinstance(entry, dict) and "level" in entry:
-            low, high = entry.get("median_interval", entry["mean_interval"])
+            low, high = entry["median_interval" if "median" in entry else "mean_interval"]
             rows.append(
                 [
                     entry["level"], name.replace("_", " "), number(entry.get("median", "")),

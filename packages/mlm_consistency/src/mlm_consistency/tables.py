@@ -153,7 +153,7 @@ class PairTable:
 
     def renormalised(self) -> PairTable:
         """Conditionals and marginals that sum to one over the candidates."""
-        margins = {
+        margins: dict[str, Any] = {
             name: None if value is None else normalise(value, 0)
             for name, value in (("log_m_i", self.log_m_i), ("log_m_j", self.log_m_j))
         }

@@ -38,10 +38,10 @@ def amino_tokenizer(tokens: list[str], cls: str, sep: str, mask: str, pad: str, 
 
     vocabulary = {token: n for n, token in enumerate(tokens)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=unk))
-    tokenizer.pre_tokenizer = Split(Regex("."), "isolated")  # type: ignore[assignment]
-    tokenizer.decoder = decoders.Fuse()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([cls, sep, mask, pad, unk])
-    tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
+    tokenizer.post_processor = TemplateProcessing(
         single=f"{cls} $A {sep}",
         special_tokens=[(cls, vocabulary[cls]), (sep, vocabulary[sep])],
     )
@@ -147,7 +147,9 @@ def convert_sapiens(wheel: str | Path, out: str | Path, chain: str = "H") -> dic
     return _write_roberta(state, out, f"sapiens {chain}", names[0])
 
 
-def _write_roberta(state: dict[str, Any], out: str | Path, name: str, source: str) -> Any:
+def _write_roberta(
+    state: dict[str, Any], out: str | Path, name: str, source: str
+) -> dict[str, Any]:
     from transformers import RobertaConfig, RobertaForMaskedLM
 
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *AMINO_ACIDS, "<mask>"]
