@@ -41,6 +41,9 @@ class MiniConfig:
     longest : int
         Sentences with more tokens are left out.
     seed : int
+    cooldown_from, slow_decay_to : int
+        With `cooldown_from`, the rate falls as if the training had `slow_decay_to` steps, and from
+        `cooldown_from` on linearly to zero at `steps`.
     checkpoint_every : int
         Steps between checkpoints and held-out losses.
     """
@@ -59,6 +62,8 @@ class MiniConfig:
     seed: int = 0
     checkpoint_every: int = 100
     embedding_factor: float = 1.0
+    cooldown_from: int = 0
+    slow_decay_to: int = 0
 
 
 def bert_config(**changes: Any) -> MiniConfig:
@@ -70,11 +75,13 @@ def t5_config(**changes: Any) -> MiniConfig:
     """Return the settings of the bundled T5-style model (2 + 2 layers, gated-gelu)."""
     settings: dict[str, Any] = {
         "kind": "t5",
-        "steps": 3000,
+        "steps": 1900,
         "learning_rate": 1e-3,
         "layers": 2,
         "feed_forward": 256,
         "embedding_factor": 3.0,
+        "cooldown_from": 1500,
+        "slow_decay_to": 3000,
     }
     return MiniConfig(**{**settings, **changes})
 
@@ -180,6 +187,11 @@ def _groups(model: Any, config: MiniConfig) -> list[dict[str, Any]]:
 def _rate(config: MiniConfig, step: int) -> float:
     if step < config.warmup:
         return (step + 1) / config.warmup
+    if config.cooldown_from:
+        turn = min(step, config.cooldown_from)
+        slow = (config.slow_decay_to - turn) / (config.slow_decay_to - config.warmup)
+        left = (config.steps - step) / (config.steps - config.cooldown_from)
+        return slow * min(1.0, left)
     return (config.steps - step) / max(1, config.steps - config.warmup)
 
 

@@ -204,17 +204,24 @@ class Planner:
                 out[n] = Scores(
                     np.asarray(requests[n].candidates, np.int64), found[k : k + 1], float(z[k])
                 )
+        # requests with the same candidates (a pair table has two such sets) are read together
+        groups: dict[tuple[tuple[int, ...], int], list[tuple[int, int]]] = {}
         for at, n in rest:
-            request = requests[n]
-            row_logits = logits[at]
-            if request.candidates:
-                ids = torch.tensor(request.candidates, device=logits.device)
-            elif request.top:
-                ids = torch.topk(row_logits, min(request.top, row_logits.shape[-1])).indices
+            groups.setdefault((requests[n].candidates, requests[n].top), []).append((at, n))
+        z = log_z.double().cpu().numpy()
+        for (candidates, top), members in groups.items():
+            index = torch.tensor([at for at, _ in members], device=logits.device)
+            part = logits[index]
+            if candidates:
+                ids = torch.tensor(candidates, device=logits.device).expand(len(members), -1)
+            elif top:
+                ids = torch.topk(part, min(top, part.shape[-1])).indices
             else:
-                ids = torch.arange(row_logits.shape[-1], device=logits.device)
-            values = (row_logits[ids] - log_z[at]).double().cpu().numpy()
-            out[n] = Scores(ids.cpu().numpy(), values, float(log_z[at]))
+                ids = torch.arange(part.shape[-1], device=logits.device).expand(len(members), -1)
+            values = (part.gather(1, ids) - log_z[index, None]).double().cpu().numpy()
+            tokens = ids.cpu().numpy()
+            for k, (at, n) in enumerate(members):
+                out[n] = Scores(tokens[k], values[k], float(z[at]))
 
 
 def _out_of_memory(error: BaseException) -> bool:
