@@ -17,7 +17,7 @@ def main() -> None:
     items = []
     for seed in range(2):  # wrong answers drawn twice: other items, the same prompts
         items += last_word_items(sentences, tokenizer, seed=seed)
-    items = items[:200] if arguments.quick else items[:2400]
+    items = items[:200] if arguments.quick else items[:2000]
     result = EnsembleOfConditionals(scorer, PATTERNS, tokenizer=tokenizer).evaluate(items)
     pools = ("max", "avg", "arith", "fitted")
     rows = result.table(pools)

@@ -19,7 +19,7 @@ MEMBERS = {
 
 def main() -> None:
     arguments = options("bench_reproduction", __doc__)
-    pairs = 60 if arguments.quick else 1000
+    pairs = 60 if arguments.quick else 300
     evaluator = ConsistencyEvaluator(
         "mini-bert", config=EvaluatorConfig(top_k=32, candidates="all")
     )
