@@ -41,7 +41,7 @@ def run_checks() -> list[dict[str, Any]]:
     shape = small.pair("and the [1] of the [2] came upon him .", top_k=4).shape
     add("mini-bert scores a pair", "x".join(map(str, shape)), shape == (4, 4))
     word = EnsembleOfConditionals("mini-t5", "baseline,offset:1").predict(
-        "and god said , let there be light : and there was", ["light", "camel"]
+        "in the beginning god created the heaven and the", ["earth", "camel"]
     )
-    add("mini-t5 completes a verse", word.completion, word.completion == "light")
+    add("mini-t5 completes a verse", word.completion, word.completion == "earth")
     return checks

@@ -204,8 +204,8 @@ class EnsembleOfConditionals:
     Examples
     --------
     >>> eoc = EnsembleOfConditionals("mini-t5", "baseline,offset:1-2", "geo")
-    >>> eoc.predict("and god said , let there be light : and there was", ["light", "camel"])
-    Prediction('light', patterns agree)
+    >>> eoc.predict("in the beginning god created the heaven and the", ["earth", "camel"])
+    Prediction('earth', patterns agree)
     """
 
     def __init__(
