@@ -1,0 +1,101 @@
+"""What the benchmark scripts share: options, repeats, the JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from mlm_consistency.environment import describe
+from mlm_consistency.files import write_json
+
+
+def options(name: str, text: str, **extra: Any) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python benchmarks/{name}.py", description=text)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the JSON file")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to try the script")
+    for flag, settings in extra.items():
+        parser.add_argument(f"--{flag}", **settings)
+    return parser.parse_args()
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Processor time of several functions in turns, after one unmeasured call of each."""
+    for function in functions.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            times[name].append(processor_seconds(function))
+    return times
+
+
+def processor_seconds(function: Callable[[], Any]) -> float:
+    """Processor time of this process: a busy machine does not count."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def spread(values: list[float]) -> str:
+    return f"{min(values):.3g} to {max(values):.3g}"
+
+
+def goal(name: str, bar: str, measured: str, met: bool | None, note: str = "") -> dict[str, Any]:
+    row = {
+        "name": name,
+        "goal": bar,
+        "measured": measured,
+        "met": None if met is None else bool(met),
+    }
+    if note:
+        row["note"] = note
+    return row
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> dict[str, Any]:
+    clean = [[float(f"{v:.6g}") if isinstance(v, float) else v for v in row] for row in rows]
+    return {"title": title, "columns": columns, "rows": clean}
+
+
+def write(
+    out: Path,
+    name: str,
+    title: str,
+    goals: list[dict[str, Any]],
+    tables: list[dict[str, Any]],
+    threads: int = 1,
+    packages: tuple[str, ...] = (),
+    arguments: str = "",
+) -> None:
+    result = {
+        "schema_version": 1,
+        "package": "mlm_consistency",
+        "version": version("mlm-consistency"),
+        "benchmark": name,
+        "title": title,
+        "command": f"python benchmarks/{name}.py --out benchmarks/results{arguments}",
+        "environment": describe(threads, ("torch", "transformers", "numpy", "scipy", *packages)),
+        "goals": goals,
+        "tables": tables,
+    }
+    write_json(out / f"{name}.json", result)
+    print(json.dumps(goals, indent=1))
