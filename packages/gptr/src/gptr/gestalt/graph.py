@@ -84,9 +84,9 @@ class GestaltGraph(nn.Module):
         stride: int = 16,
         temperature: float = 0.15,
         sigma: float = 2.0,
-        spread: float = 0.5,
-        decay: float = 0.5,
-        hops: int = 8,
+        spread: float = 0.3,
+        decay: float = 0.9,
+        hops: int = 24,
         low: int = LOW,
         high: int = HIGH,
     ) -> None:
@@ -122,7 +122,8 @@ class GestaltGraph(nn.Module):
             out["proximity"] = near.expand(len(descriptors.colour), -1, -1)
         if "smoothness" in self.laws:
             right, down = law.continuation(descriptors, self.spread)
-            total = law.smoothness_weights(right, down, self.decay, self.hops)
+            over = law.bridges(descriptors, self.spread)
+            total = law.smoothness_weights(right, down, self.decay, self.hops, over)
             out["smoothness"] = torch.log(law.FLOOR + total)
         return out
 

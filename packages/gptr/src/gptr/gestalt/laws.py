@@ -8,6 +8,8 @@ a separable filter, smoothness a walk on the grid.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -169,11 +171,61 @@ def contour_matrix(right: Tensor, down: Tensor) -> Float[Tensor, "B N N"]:
     return M
 
 
+BRIDGES = ((0, 2), (2, 0), (1, 2), (2, 1), (1, -2), (2, -1), (2, 2), (2, -2))
+
+
+def bridges(descriptors: Descriptors, spread: Tensor | float) -> Float[Tensor, "B N N"]:
+    """Return links over a junction, where two contours cross and orientation is undecided.
+
+    Cells two steps apart are linked if both contours have one direction, the step goes along it,
+    and the cell between holds edges of no single orientation: coherence there is lost, and a walk
+    from neighbour to neighbour would turn into the other contour.
+    """
+    B = len(descriptors.colour)
+    rows, columns = descriptors.grid
+    field = descriptors.tensor.view(B, rows, columns, 3)
+    filled = (descriptors.density.view(B, rows, columns) > 0).to(field)
+    index = torch.arange(rows * columns, device=field.device).view(rows, columns)
+    M = field.new_zeros(B, rows * columns, rows * columns)
+    for dy, dx in BRIDGES:
+        if rows <= dy or columns <= abs(dx):
+            continue
+        length = math.hypot(dy, dx)
+        # the contour runs across the gradient: its double angle is the gradient's, negated
+        along = field.new_tensor([(dx * dx - dy * dy), 2 * dx * dy]) / length**2
+
+        def part(x: Tensor, y: int, c: int, dy: int = dy, dx: int = dx) -> Tensor:
+            left, wide = max(0, -dx) + c, columns - abs(dx)
+            return x[:, y : y + rows - dy, left : left + wide]
+
+        a, b = part(field, 0, 0), part(field, dy, dx)
+        strength = a[..., 2] * b[..., 2]
+        for u, v in ((a[..., :2], b[..., :2]), (a[..., :2], -along), (b[..., :2], -along)):
+            turn = 0.5 * torch.acos((u * v).sum(-1).clamp(-1, 1))
+            strength = strength * torch.exp(-(turn**2) / (2 * spread**2))
+        halves = {(dy // 2, int(dx / 2)), (-(-dy // 2), int(math.copysign(-(-abs(dx) // 2), dx)))}
+        open_between = torch.stack(
+            [part(filled, *h) * (1 - part(field, *h)[..., 2]) for h in halves]
+        ).amax(0)
+        strength = strength * open_between
+        i, j = part(index[None], 0, 0).reshape(-1), part(index[None], dy, dx).reshape(-1)
+        M[:, i, j] = M[:, j, i] = strength.reshape(B, -1)
+    return M
+
+
 def smoothness_weights(
-    right: Tensor, down: Tensor, decay: float, hops: int
+    right: Tensor, down: Tensor, decay: float, hops: int, over: Tensor | None = None
 ) -> Float[Tensor, "B N N"]:
-    """Return sum over h = 0..hops of decay^h M^h as a dense matrix."""
+    """Return sum over h = 0..hops of decay^h M^h as a dense matrix.
+
+    ``over`` adds `bridges`; M is then divided by the degrees of its rows and columns, so that the
+    sum stays bounded whatever ``decay`` and ``hops`` are.
+    """
     M = contour_matrix(right, down)
+    if over is not None:
+        M = M + over
+        degree = M.sum(-1).clamp(min=1e-9).rsqrt()
+        M = M * degree[:, :, None] * degree[:, None, :]
     step = total = torch.eye(M.shape[-1], device=M.device, dtype=M.dtype).expand_as(M)
     for _ in range(hops):
         step = decay * (step @ M)
