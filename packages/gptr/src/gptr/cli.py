@@ -95,7 +95,12 @@ def generate(
     from gptr.synth.generate import generate_splits, save_coco
 
     splits = generate_splits(
-        {"train": images, "val": val}, family=family, classes=classes, zipf=zipf, size=size, seed=seed
+        {"train": images, "val": val},
+        family=family,
+        classes=classes,
+        zipf=zipf,
+        size=size,
+        seed=seed,
     )
     for name, data in splits.items():
         console.print(f"{save_coco(data, out, name)}: {data!r}", highlight=False)
@@ -136,7 +141,7 @@ def doctor(
 
 @app.command
 def train(
-    *, data: Path, out: Out, preset: str = "gptr-tiny", laws: str = "sim,prox,smo",
+    *, data: Path, out: Out, preset: str = "gptr-tiny", laws: str | None = None,
     mode: Literal["gptr", "bias", "official", "none"] | None = None, weights: str | None = None,
     backbone: str | None = None, epochs: int = 20, batch_size: int = 16, accumulate: int = 1,
     learning_rate: float = 1e-3, ema: float = 0.0, amp: bool = False, repeat: float = 0.0,
@@ -153,7 +158,7 @@ def train(
     preset
         gptr-tiny, gptr-nano, gptr-small, gptr-base, conditional or official (or without "gptr-").
     laws
-        Gestalt laws in use, of sim, prox, smo.
+        Gestalt laws in use, of sim, prox, smo; the preset's by default, "" for none.
     repeat
         Threshold of repeat-factor sampling, such as 0.05; 0 for none.
     copy_paste, augment
@@ -170,12 +175,19 @@ def train(
     train_data = _split(data, "train")
     val_data = _split(data, "val", train_data)
     name = preset if preset in PRESETS else f"gptr-{preset}"
-    changes: dict[str, Any] = {"num_classes": len(train_data.class_names), "laws": _laws(laws)}
-    for key, value in (("mode", mode), ("weights", weights), ("backbone", backbone), ("queries", queries)):
+    changes: dict[str, Any] = {"num_classes": len(train_data.class_names)}
+    if laws is not None:
+        changes["laws"] = _laws(laws)
+    for key, value in (
+        ("mode", mode),
+        ("weights", weights),
+        ("backbone", backbone),
+        ("queries", queries),
+    ):
         if value is not None:
             changes[key] = value
-    if not changes["laws"]:
-        changes |= {"mode": "none", "laws": ("proximity",)}
+    if laws is not None and not changes["laws"]:
+        changes["mode"] = "none"
     import torch
 
     torch.manual_seed(seed)
@@ -230,7 +242,12 @@ def _write_evaluation(found: Any, out: Path, history: list[dict[str, Any]] | Non
     if history:
         figures.save(figures.training_curves({"run": history}), out / "training.png")
         sections.insert(2, Section("Training", figures=["training.png"]))
-    write_report(out / "report.html", f"gptr: {out.name}", "What the detector finds and what fails.", sections)
+    write_report(
+        out / "report.html",
+        f"gptr: {out.name}",
+        "What the detector finds and what fails.",
+        sections,
+    )
 
 
 @app.command(name="eval")
@@ -321,11 +338,16 @@ def explain(image: Path, *, out: Out, run: Path | None = None) -> int:
     model = gptr.GPTR.from_pretrained(run) if run is not None else None
     found = examine(load_image(image), model)
     figures.save(figures.law_maps(found), out / "laws.png")
-    rows = [[k, f"{v:.3f}", f"{found.weights.get(k, float('nan')):.3f}"] for k, v in found.distances.items()]
+    rows = [
+        [k, f"{v:.3f}", f"{found.weights.get(k, float('nan')):.3f}"]
+        for k, v in found.distances.items()
+    ]
     columns = ["law", "mean cosine distance of group tokens", "learned weight"]
     _table(columns, rows)
     section = Section("Laws", "Linked cells and groups.", columns, rows, ["laws.png"])
-    write_report(out / "report.html", f"gptr explain {image.name}", "What each law links.", [section])
+    write_report(
+        out / "report.html", f"gptr explain {image.name}", "What each law links.", [section]
+    )
     return 0
 
 

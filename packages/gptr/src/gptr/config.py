@@ -140,7 +140,7 @@ class GPTRConfig:
 
 
 PRESETS = {
-    "gptr-tiny": GPTRConfig(weights="packaged"),
+    "gptr-tiny": GPTRConfig(weights="packaged", laws=("similarity", "proximity")),
     "gptr-nano": GPTRConfig(
         backbone="small", freeze_backbone=False, d_model=64, ffn=128, encoder_layers=2
     ),

@@ -75,7 +75,11 @@ def find_connectors(
                 np.maximum(np.maximum(box[1] - ys, ys - box[3]), 0),
             )
             amounts.append(int((distance <= 9).sum()))
-        a, b = (boxes[0] - 1, boxes[1] - 1) if amounts[1] >= amounts[0] else (boxes[1] - 1, boxes[0] - 1)
+        a, b = (
+            (boxes[0] - 1, boxes[1] - 1)
+            if amounts[1] >= amounts[0]
+            else (boxes[1] - 1, boxes[0] - 1)
+        )
         directed = max(amounts) > 1.3 * min(amounts) + 3
         key = (min(a, b), max(a, b))
         found.setdefault(key, Connector(a, b, directed))

@@ -45,7 +45,9 @@ def run_demo(
     command = f"gptr demo --out DIR --seed {seed}"
 
     say("laws: groups of drawn scenes, without training")
-    auc = {law: law_auc(law, scenes=8, seed=seed) for law in ("similarity", "proximity", "smoothness")}
+    auc = {
+        law: law_auc(law, scenes=8, seed=seed) for law in ("similarity", "proximity", "smoothness")
+    }
     drawings = generate("mixed", 40, 6, seed=seed, size=224, split="demo")
     images = [r.load() for r in drawings.records]
     official = official_collapse(images, layers=4, seed=seed)
@@ -130,7 +132,8 @@ def run_demo(
             round(min(auc.values()), 3),
             "",
             auc["similarity"] >= 0.95 and auc["proximity"] >= 0.95 and auc["smoothness"] >= 0.85,
-            ", ".join(f"{k} {v:.3f}" for k, v in auc.items()) + f"; 8 drawn scenes a law; {command}",
+            ", ".join(f"{k} {v:.3f}" for k, v in auc.items())
+            + f"; 8 drawn scenes a law; {command}",
         ),
     ]
     listed = [
@@ -155,7 +158,13 @@ def run_demo(
     }
     met = {True: "yes", False: "no", None: "shown"}
     claim_rows = [
-        [c["name"], c["paper"] or "not stated", f"{c['measured']} {c['unit']}", met[c["met"]], c["how"]]
+        [
+            c["name"],
+            c["paper"] or "not stated",
+            f"{c['measured']} {c['unit']}",
+            met[c["met"]],
+            c["how"],
+        ]
         for c in claims
     ]
     columns, table = result.table()
@@ -174,7 +183,13 @@ def run_demo(
             figures=["collapse.png"],
         ),
         Section("Detections", "Score at least 0.3.", figures=["detections.png"]),
-        Section("Base and gptr", "One seed: a demo, no proof.", columns, table, ["ap.png", "training.png"]),
+        Section(
+            "Base and gptr",
+            "One seed: a demo, no proof.",
+            columns,
+            table,
+            ["ap.png", "training.png"],
+        ),
         Section("What gptr gets wrong", repr(found["gptr"]), figures=["evaluation.png"]),
     ]
     lead = (

@@ -113,7 +113,9 @@ def official_collapse(images: object, *, layers: int = 4, seed: int = 0) -> dict
 def model_group_distances(model: GPTR, images: object) -> dict[str, float]:
     """Return the mean cosine distance of the group tokens inside a model (mode ``gptr``)."""
     if model.config.mode != "gptr" or not model.config.group_count:
-        raise ValueError(f"mode={model.config.mode!r}: group tokens need mode gptr, group_count > 0")
+        raise ValueError(
+            f"mode={model.config.mode!r}: group tokens need mode gptr, group_count > 0"
+        )
     features = model.extract(images)
     x, position, geometry, _ = model.tokens(features)
     totals: dict[str, list[float]] = {}

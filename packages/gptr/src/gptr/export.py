@@ -118,9 +118,7 @@ def export_onnx(
             theirs = session.run(None, feed)
             times["torch"].append(middle - start)
             times["onnx"].append(time.perf_counter() - middle)
-        scores_error = float(
-            (logits.sigmoid() - torch.from_numpy(theirs[0]).sigmoid()).abs().max()
-        )
+        scores_error = float((logits.sigmoid() - torch.from_numpy(theirs[0]).sigmoid()).abs().max())
         boxes_error = float((boxes - torch.from_numpy(theirs[1])).abs().max())
         if max(scores_error, boxes_error) > tolerance:
             raise ArithmeticError(

@@ -25,14 +25,12 @@ def xyxy_to_cxcywh(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, "... 4"]:
     return torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), -1)
 
 
-def box_area(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, "..."]:
+def box_area(boxes: Float[Tensor, "... 4"]) -> Float[Tensor, ...]:
     """Return the area of boxes given as corners."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def _overlap(
-    a: Float[Tensor, "... 4"], b: Float[Tensor, "... 4"]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _overlap(a: Float[Tensor, "... 4"], b: Float[Tensor, "... 4"]) -> tuple[Tensor, Tensor, Tensor]:
     side = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(0)
     inter = side[..., 0] * side[..., 1]
     union = box_area(a) + box_area(b) - inter

@@ -45,9 +45,7 @@ class HungarianMatcher:
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         distance = torch.cdist(targets, boxes, p=1)
-        giou = generalized_iou(
-            cxcywh_to_xyxy(targets)[:, :, None], cxcywh_to_xyxy(boxes)[:, None]
-        )
+        giou = generalized_iou(cxcywh_to_xyxy(targets)[:, :, None], cxcywh_to_xyxy(boxes)[:, None])
         return (
             self.bbox_cost * distance
             + self.class_cost * (positive - negative)
@@ -89,7 +87,5 @@ class HungarianMatcher:
         for b, count in enumerate(counts):
             objects, predictions = linear_sum_assignment(table[b, :count])
             order = predictions.argsort()
-            pairs.append(
-                (torch.from_numpy(predictions[order]), torch.from_numpy(objects[order]))
-            )
+            pairs.append((torch.from_numpy(predictions[order]), torch.from_numpy(objects[order])))
         return pairs

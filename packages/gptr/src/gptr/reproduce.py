@@ -28,17 +28,20 @@ from gptr.train.trainer import Trainer
 Arm = tuple[str, tuple[str, ...]]
 BASE: dict[str, Arm] = {
     "base": ("none", ()),
-    "gptr": ("bias", ("similarity", "proximity", "smoothness")),
+    "gptr": ("bias", ("similarity", "proximity")),
 }
 ABLATION: dict[str, Arm] = {
     "similarity": ("bias", ("similarity",)),
     "proximity (locality only)": ("bias", ("proximity",)),
     "smoothness": ("bias", ("smoothness",)),
-    "without similarity": ("bias", ("proximity", "smoothness")),
-    "without proximity": ("bias", ("similarity", "smoothness")),
-    "without smoothness": ("bias", ("similarity", "proximity")),
-    "messages (mode gptr)": ("gptr", ("similarity", "proximity", "smoothness")),
+    "similarity + smoothness": ("bias", ("similarity", "smoothness")),
+    "proximity + smoothness": ("bias", ("proximity", "smoothness")),
+    "all three": ("bias", ("similarity", "proximity", "smoothness")),
+    "all three as messages": ("gptr", ("similarity", "proximity", "smoothness")),
 }
+
+DRAW = 7
+"""Seed of the generated data; the laws of the preset were chosen on another draw (0)."""
 
 
 @dataclass
@@ -103,7 +106,9 @@ class Reproduction:
             "environment": environment(),
             "columns": columns,
             "rows": rows,
-            "runs": [{"arm": r.arm, "seed": r.seed, "steps": r.steps, **r.row()} for r in self.runs],
+            "runs": [
+                {"arm": r.arm, "seed": r.seed, "steps": r.steps, **r.row()} for r in self.runs
+            ],
         }
 
 
@@ -135,7 +140,9 @@ def run_arms(
                 caches = FeatureCache(model, train, flip=True), FeatureCache(model, val)
             budget = steps
             if equal_cpu and arm != "base" and "base" in pace:
-                probe = Trainer(model, train, cache=caches[0], epochs=10**6, steps=4, seed=seed, **training)
+                probe = Trainer(
+                    model, train, cache=caches[0], epochs=10**6, steps=4, seed=seed, **training
+                )
                 start = time.process_time()
                 probe.fit()
                 budget = max(1, int(steps * pace["base"] / ((time.process_time() - start) / 4)))
@@ -186,11 +193,11 @@ def reproduce(
     training: dict[str, Any] = {"learning_rate": 1e-3}
     if what == "mini":
         options: dict[str, Any] = {"family": "mixed", "classes": 60, "size": 128, "objects": (3, 6)}
-        splits = generate_splits({"train": 150, "val": 100}, seed=0, **options)
+        splits = generate_splits({"train": 150, "val": 100}, seed=DRAW, **options)
         steps = steps or 150
     elif what == "ai2d-like":
         options = {"family": "mixed", "classes": 577, "size": 192, "objects": (4, 9)}
-        splits = generate_splits({"train": 1200, "val": 300}, seed=0, **options)
+        splits = generate_splits({"train": 1200, "val": 300}, seed=DRAW, **options)
         steps = steps or 600
     elif what == "bpmn":
         if data is None:
@@ -215,7 +222,9 @@ def reproduce(
 def write_reproduction(result: Reproduction, val: DiagramDataset, out: Path) -> None:
     """Write report.html, reproduction.json and figures."""
     out.mkdir(parents=True, exist_ok=True)
-    figures.save(figures.frequency_bars(result.rows(), "mean over seeds; dots are seeds"), out / "ap.png")
+    figures.save(
+        figures.frequency_bars(result.rows(), "mean over seeds; dots are seeds"), out / "ap.png"
+    )
     histories = {}
     for run in result.runs:
         histories.setdefault(run.arm, run.history)
@@ -231,7 +240,13 @@ def write_reproduction(result: Reproduction, val: DiagramDataset, out: Path) -> 
     )
     columns, rows = result.table()
     sections = [
-        Section("Arms", "Differences with 95 % intervals over images and seeds.", columns, rows, ["ap.png"]),
+        Section(
+            "Arms",
+            "Differences with 95 % intervals over images and seeds.",
+            columns,
+            rows,
+            ["ap.png"],
+        ),
         Section("Training", figures=["training.png"]),
         Section("Detections", "Score at least 0.3.", figures=["detections.png"]),
     ]

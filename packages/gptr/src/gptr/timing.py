@@ -76,9 +76,10 @@ def encoder_times(
     rows = []
     for count in nodes:
         x, position, tokens = encoder_problem(count, d_model)
+        kinds = {"none": LAWS, "bias": LAWS, "bias: sim, prox": LAWS[:2], "gptr": LAWS}
         layers = {
-            mode: EncoderLayer(d_model, heads, ffn, 0.0, mode, LAWS, 0).eval()
-            for mode in ("none", "bias", "gptr")
+            kind: EncoderLayer(d_model, heads, ffn, 0.0, kind.partition(":")[0], laws, 0).eval()
+            for kind, laws in kinds.items()
         }
         times: dict[str, list[float]] = {mode: [] for mode in layers}
         with torch.no_grad(), flush_denormals():

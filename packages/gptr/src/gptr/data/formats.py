@@ -71,7 +71,9 @@ def _collect(
                 boxes.append(corners)
                 labels.append(index[name])
         records.append(
-            Record(source, np.array(boxes, float).reshape(-1, 4), np.array(labels, np.int64), size, key)
+            Record(
+                source, np.array(boxes, float).reshape(-1, 4), np.array(labels, np.int64), size, key
+            )
         )
     return DiagramDataset(records, names, (), notes)
 
@@ -139,7 +141,9 @@ def read_voc(folder: str | Path) -> DiagramDataset:
 
 def bpmn_objects(
     text: bytes, width: int, where: str
-) -> tuple[list[tuple[str, list[float]]], list[tuple[str, str, list[tuple[float, float]]]], list[str]]:
+) -> tuple[
+    list[tuple[str, list[float]]], list[tuple[str, str, list[tuple[float, float]]]], list[str]
+]:
     """Return shapes (class, x y w h), edges (source, target, points) and ids, in pixels.
 
     hdBPMN's units: pixel = bounds * image width / backgroundSize, which a comment states. The class

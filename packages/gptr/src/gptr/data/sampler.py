@@ -23,9 +23,7 @@ def repeat_factors(data: DiagramDataset, threshold: float = 0.05) -> Float[np.nd
     return np.array([max((factor[k] for k in r.labels), default=1.0) for r in data.records])
 
 
-def epoch_indices(
-    factors: Float[np.ndarray, " I"], seed: int, epoch: int
-) -> Int[np.ndarray, " E"]:
+def epoch_indices(factors: Float[np.ndarray, " I"], seed: int, epoch: int) -> Int[np.ndarray, " E"]:
     """Return a shuffled epoch; fractional factors round up with their fraction's probability."""
     rng = np.random.default_rng([seed, epoch])
     whole = np.floor(factors).astype(int)
@@ -72,7 +70,10 @@ def copy_paste(data: DiagramDataset, rare: int = 10, count: int = 2) -> Transfor
             for _ in range(10):
                 y, x = int(rng.integers(0, H - h)), int(rng.integers(0, W - w))
                 overlap = (
-                    (xyxy[:, 0] < x + w) & (xyxy[:, 2] > x) & (xyxy[:, 1] < y + h) & (xyxy[:, 3] > y)
+                    (xyxy[:, 0] < x + w)
+                    & (xyxy[:, 2] > x)
+                    & (xyxy[:, 1] < y + h)
+                    & (xyxy[:, 3] > y)
                 )
                 if not overlap.any():
                     image[y : y + h, x : x + w] = patch

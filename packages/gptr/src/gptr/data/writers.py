@@ -75,7 +75,9 @@ def drawio(found: Detections, edges: Sequence[tuple[int, int]] = ()) -> str:
         )
     return (
         '<mxfile><diagram name="page"><mxGraphModel><root><mxCell id="0"/>'
-        '<mxCell id="1" parent="0"/>' + "".join(cells) + "</root></mxGraphModel></diagram></mxfile>\n"
+        '<mxCell id="1" parent="0"/>'
+        + "".join(cells)
+        + "</root></mxGraphModel></diagram></mxfile>\n"
     )
 
 

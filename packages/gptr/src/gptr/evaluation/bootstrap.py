@@ -35,7 +35,9 @@ class Comparison:
         )
 
 
-def _figure(table: MatchTable, weights: np.ndarray | None, figure: str, members: np.ndarray | None) -> float:
+def _figure(
+    table: MatchTable, weights: np.ndarray | None, figure: str, members: np.ndarray | None
+) -> float:
     ap = table.average_precision(weights)
     if members is not None:
         ap = ap[members]

@@ -57,7 +57,7 @@ def group_tokens(
     return soft.transpose(1, 2) @ features / weight[..., None], soft
 
 
-def mean_cosine_distance(tokens: Float[Tensor, "... K F"]) -> Float[Tensor, "..."]:
+def mean_cosine_distance(tokens: Float[Tensor, "... K F"]) -> Float[Tensor, ...]:
     """Return 1 - the mean cosine over pairs of different tokens: 0 where all are one vector."""
     unit = torch.nn.functional.normalize(tokens, dim=-1)
     K = tokens.shape[-2]

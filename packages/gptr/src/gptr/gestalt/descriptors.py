@@ -82,9 +82,7 @@ class Descriptors:
 
     def to(self, device: torch.device | str) -> Descriptors:
         """Move to a device."""
-        moved = {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()
-        }
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
         return Descriptors(**moved)
 
 

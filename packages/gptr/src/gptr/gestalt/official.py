@@ -57,9 +57,7 @@ class OfficialGraph(nn.Module):
         """Return colour (B, N, D), place (B, N, D) and border (B, N, 2 D) embeddings."""
         colour = normalize_nodes(self.color_proj(patch[..., :9]))
         place = normalize_nodes(self.pos_proj(patch[..., 9:]))
-        borders = [
-            normalize_nodes(self.canny_tdlr_proj(side)) for side in canny.split(16, dim=-1)
-        ]
+        borders = [normalize_nodes(self.canny_tdlr_proj(side)) for side in canny.split(16, dim=-1)]
         return colour, place, torch.cat(borders, -1)
 
     def law_step(
@@ -84,9 +82,7 @@ class OfficialGraph(nn.Module):
         new_border = pool(rows @ border)
         return new_colour, new_place, new_border, self.canny_proj(new_border)
 
-    def group_tokens(
-        self, patch: Tensor, canny: Tensor
-    ) -> list[dict[str, Float[Tensor, "B K D"]]]:
+    def group_tokens(self, patch: Tensor, canny: Tensor) -> list[dict[str, Float[Tensor, "B K D"]]]:
         """Return the tokens of every law and layer, before attention among them."""
         colour, place, border = self.embed(patch, canny)
         out = []

@@ -159,7 +159,9 @@ class TimmBackbone(nn.Module):
         try:
             import timm
         except ImportError as error:
-            raise ValueError(f"backbone timm:{name} needs timm: pip install 'gptr[timm]'") from error
+            raise ValueError(
+                f"backbone timm:{name} needs timm: pip install 'gptr[timm]'"
+            ) from error
         options: dict = {}
         if weights not in ("none", "pretrained"):
             options["pretrained_cfg_overlay"] = {"file": weights}
@@ -176,7 +178,9 @@ class TimmBackbone(nn.Module):
         self.net = net
         self.picks = [reductions.index(s) for s in strides]
         self.channels = [net.feature_info.channels()[i] for i in self.picks]
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        mean, std = (
+            torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 

@@ -36,9 +36,7 @@ def sine_embedding(points: Float[Tensor, "... 2"], width: int) -> Float[Tensor, 
     parts = []
     for coordinate in (points[..., 1], points[..., 0]):
         angle = coordinate[..., None] * (2 * math.pi) / frequency
-        parts.append(
-            torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-2)
-        )
+        parts.append(torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-2))
     return torch.cat(parts, -1)
 
 
@@ -147,7 +145,13 @@ class ConditionalDecoder(nn.Module):
     """Decoder of Conditional DETR (Meng et al., ICCV 2021), with box refinement as a switch."""
 
     def __init__(
-        self, d_model: int, heads: int, ffn: int, dropout: float, layers: int, refine: bool,
+        self,
+        d_model: int,
+        heads: int,
+        ffn: int,
+        dropout: float,
+        layers: int,
+        refine: bool,
         learned: bool = True,
     ) -> None:
         super().__init__()

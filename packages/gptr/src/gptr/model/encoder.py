@@ -202,7 +202,9 @@ class LawMessages(nn.Module):
             near = law.proximity_logits(level.places, self.log_sigma.exp())
             return near.expand(len(level.colour), -1, -1)
         right, down = law.continuation(level, self.log_spread.exp())
-        total = law.smoothness_weights(right, down, self.logit_decay.detach().sigmoid().item(), self.hops)
+        total = law.smoothness_weights(
+            right, down, self.logit_decay.detach().sigmoid().item(), self.hops
+        )
         return torch.log(law.FLOOR + total)
 
     def tokens(self, name: str, values: Tensor, level: Descriptors) -> Tensor:
@@ -213,14 +215,21 @@ class LawMessages(nn.Module):
             "similarity": level.colour,
             "proximity": torch.cat((place, place.new_zeros(*place.shape[:2], 7)), -1),
             "smoothness": torch.cat(
-                (level.tensor, level.density[..., None], place, place.new_zeros(*place.shape[:2], 3)),
+                (
+                    level.tensor,
+                    level.density[..., None],
+                    place,
+                    place.new_zeros(*place.shape[:2], 3),
+                ),
                 -1,
             ),
         }[name]
         field = values + self.group_embed(4 * about)
         weight = valid[..., None].to(field)
         mean = (field * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-        pooled, _ = group_tokens((field - mean) * weight, self.logits(name, level), valid, self.groups)
+        pooled, _ = group_tokens(
+            (field - mean) * weight, self.logits(name, level), valid, self.groups
+        )
         return nn.functional.normalize(pooled, dim=-1)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:

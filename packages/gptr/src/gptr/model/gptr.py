@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -186,7 +185,10 @@ class GPTR(nn.Module):
         if self.official is not None:
             official = tuple(t.to(device) for t in official_inputs(arrays))
         return Features(
-            [m.flatten(2).transpose(1, 2) for m in maps], levels, sizes, official  # type: ignore[arg-type]
+            [m.flatten(2).transpose(1, 2) for m in maps],
+            levels,
+            sizes,
+            official,  # type: ignore[arg-type]
         )
 
     def tokens(self, features: Features) -> tuple[Tensor, Tensor, Tokens, Tensor]:
@@ -248,9 +250,7 @@ class GPTR(nn.Module):
                 top = stages[0][0].amax(-1).topk(count).indices[..., None]
                 content = torch.gather(memory, 1, top.expand(-1, -1, c.d_model))
                 reference = torch.gather(stages[0][1], 1, top.expand(-1, -1, 4)).detach()
-                query_position = self.query_position(
-                    sine_embedding(reference[..., :2], c.d_model)
-                )
+                query_position = self.query_position(sine_embedding(reference[..., :2], c.d_model))
             else:
                 reference = None
                 query_position = self.query_position.weight.expand(B, -1, -1)  # type: ignore
@@ -298,9 +298,7 @@ class GPTR(nn.Module):
         return self.detect(self.extract(images), targets)
 
     @torch.no_grad()
-    def decode(
-        self, out: DetectionOutput, sizes: Tensor, limit: int = 100
-    ) -> list[Detections]:
+    def decode(self, out: DetectionOutput, sizes: Tensor, limit: int = 100) -> list[Detections]:
         """Return the best (query, class) pairs of each image, boxes in pixels."""
         results = []
         for logits, boxes, size in zip(out.pred_logits, out.pred_boxes, sizes, strict=True):

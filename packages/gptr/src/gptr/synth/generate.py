@@ -19,8 +19,7 @@ from gptr.synth.symbols import CIRCUIT, FLOWCHART, draw_symbol, icon_classes
 FAMILIES = ("architecture", "foodweb", "circuit", "flowchart", "parts")
 LAYOUTS = {"architecture": ("layered", "grid"), "foodweb": ("spring",), "circuit": ("grid",),
            "flowchart": ("layered",), "parts": ("ring",)}  # fmt: skip
-WORDS = ("store order queue send check input grass hawk gate load pump axle valve user cache index "
-         "frog plan start merge heat lens root cell bolt disk page clock").split()  # fmt: skip
+WORDS = ["store", "order", "queue", "send", "check", "input", "grass", "hawk", "gate", "load", "pump", "axle", "valve", "user", "cache", "index", "frog", "plan", "start", "merge", "heat", "lens", "root", "cell", "bolt", "disk", "page", "clock"]  # fmt: skip
 
 
 def class_table(family: str, classes: int, seed: int) -> list[tuple[str, str, str]]:
@@ -81,7 +80,8 @@ def _arrow(
         angle = math.atan2(y1 - y0, x1 - x0)
         size = 5 + 1.5 * width
         wings = [
-            (x1 - size * math.cos(angle + s), y1 - size * math.sin(angle + s)) for s in (0.45, -0.45)
+            (x1 - size * math.cos(angle + s), y1 - size * math.sin(angle + s))
+            for s in (0.45, -0.45)
         ]
         draw.polygon([(x1, y1), *wings], fill=ink)
 
@@ -238,9 +238,7 @@ def generate(
     return DiagramDataset(records, [name for _, _, name in table])
 
 
-def generate_splits(
-    counts: dict[str, int], **options: Any
-) -> dict[str, DiagramDataset]:
+def generate_splits(counts: dict[str, int], **options: Any) -> dict[str, DiagramDataset]:
     """Draw several splits of which no two share a layout.
 
     Parameters

@@ -69,4 +69,6 @@ def make_layout(kind: str, count: int, rng: np.random.Generator) -> Layout:
         places = nx.spring_layout(graph, pos=start, iterations=30, seed=int(rng.integers(2**31)))
     centres = _spread(np.array([places[i] for i in range(count)], float))
     # a column or row of its own would collapse to one line: jitter keeps it apart
-    return Layout(np.clip(centres + rng.uniform(-0.05, 0.05, centres.shape), 0, 1), list(graph.edges))
+    return Layout(
+        np.clip(centres + rng.uniform(-0.05, 0.05, centres.shape), 0, 1), list(graph.edges)
+    )

@@ -210,7 +210,14 @@ def _organism(identity: int, rng: np.random.Generator) -> Image.Image:
     centre = size / 2
 
     def outline(u: float, grow: float = 1.0) -> tuple[float, float]:
-        r = radius * grow * (1 + sum(w * math.cos((i + 2) * u + p) for i, (w, p) in enumerate(zip(waves, phases))))
+        r = (
+            radius
+            * grow
+            * (
+                1
+                + sum(w * math.cos((i + 2) * u + p) for i, (w, p) in enumerate(zip(waves, phases)))
+            )
+        )
         return centre + r * math.cos(u), centre + r * aspect * math.sin(u)
 
     for i in range(limbs):
@@ -264,13 +271,13 @@ def _part(identity: int, rng: np.random.Generator) -> Image.Image:
         draw.line((c, c, c + 0.7 * r * math.cos(u), c + 0.7 * r * aspect * math.sin(u)), ink, line)
     if hole > 0.12:
         h = hole * r
-        draw.ellipse((c - h, c - h * aspect, c + h, c + h * aspect), (255, 255, 255, 255), ink, line)
+        draw.ellipse(
+            (c - h, c - h * aspect, c + h, c + h * aspect), (255, 255, 255, 255), ink, line
+        )
     return image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
-def draw_symbol(
-    family: str, identity: str, rng: np.random.Generator, side: int
-) -> Image.Image:
+def draw_symbol(family: str, identity: str, rng: np.random.Generator, side: int) -> Image.Image:
     """Draw one instance: scaled, turned a little, tinted; cut to its alpha box.
 
     Parameters
@@ -308,6 +315,8 @@ def draw_symbol(
         glyph = glyph.rotate(turn, Image.Resampling.BICUBIC, expand=True)
     if family != "circuit":
         array = np.asarray(glyph).astype(np.float32)
-        array[..., :3] = (array[..., :3] * rng.uniform(0.85, 1.1) + rng.uniform(-12, 12)).clip(0, 255)
+        array[..., :3] = (array[..., :3] * rng.uniform(0.85, 1.1) + rng.uniform(-12, 12)).clip(
+            0, 255
+        )
         glyph = Image.fromarray(array.astype(np.uint8))
     return alpha_crop(glyph)

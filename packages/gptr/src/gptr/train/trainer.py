@@ -164,9 +164,7 @@ class Trainer:
         self.cache = cache
         if self.cache is None and o.cache and c.freeze_backbone and transform is None:
             self.cache = FeatureCache(model, train, flip=True)
-        self.factors = (
-            repeat_factors(train, o.repeat) if o.repeat else np.ones(len(train))
-        )
+        self.factors = repeat_factors(train, o.repeat) if o.repeat else np.ones(len(train))
         groups = [
             {"params": [], "lr": o.learning_rate}, {"params": [], "lr": o.backbone_rate}
         ]  # fmt: skip
@@ -231,9 +229,7 @@ class Trainer:
                 inputs.append(image)
                 targets.append(make_target(boxes, labels, image.shape[:2]))
         limit = self.model.config.queries if self.model.config.decoder_layers else 10**9
-        targets = [
-            {k: v[:limit].to(self.device) for k, v in target.items()} for target in targets
-        ]
+        targets = [{k: v[:limit].to(self.device) for k, v in target.items()} for target in targets]
         return inputs, targets, chosen
 
     def train_step(self) -> float:
