@@ -92,29 +92,37 @@ def main() -> None:
     worst = max(exported.logits_error, exported.boxes_error)
     goals = [
         goal(
-            "transformers' matcher / ours, B=16 Q=300 T=50 C=577", ">= 25x, identical assignments",
+            "transformers' matcher / ours, B=16 Q=300 T=50 C=577",
+            ">= 25x, identical assignments",
             f"{match[2]:.1f}x (spread {match[3]:.1f}), {'identical' if equal else 'DIFFERENT'}",
-            match[2] >= 25 and equal, f"{match[1]:.0f} ms / {match[0]:.1f} ms, one thread",
+            match[2] >= 25 and equal,
+            f"{match[1]:.0f} ms / {match[0]:.1f} ms, one thread",
         ),
         goal(
-            "OpenCV + NumPy / native descriptors, 224 px", ">= 10x",
-            f"{describe[2]:.1f}x (spread {describe[3]:.1f})", describe[2] >= 10,
-            f"8 drawings: {describe[1]:.1f} ms / {describe[0]:.1f} ms, one thread; OpenCV's Canny is "
-            "hand-vectorised",
+            "OpenCV + NumPy / native descriptors, 224 px",
+            ">= 10x",
+            f"{describe[2]:.1f}x (spread {describe[3]:.1f})",
+            describe[2] >= 10,
+            f"8 drawings: {describe[1]:.1f} ms / {describe[0]:.1f} ms, one thread; OpenCV's Canny "
+            "is hand-vectorised",
         ),
         goal(
-            "encoder layer with laws / without, 1,024 tokens", "<= 1.15",
+            "encoder layer with laws / without, 1,024 tokens",
+            "<= 1.15",
             f"bias {at1024['bias']['ratio']:.2f} (spread {at1024['bias']['spread']:.2f}), messages "
             f"{at1024['gptr']['ratio']:.2f}; similarity + proximity alone "
             f"{at1024['bias: sim, prox']['ratio']:.2f}",
-            at1024["bias"]["ratio"] <= 1.15, "d 256, 8 heads, FFN 1024, forward, one thread",
+            at1024["bias"]["ratio"] <= 1.15,
+            "d 256, 8 heads, FFN 1024, forward, one thread",
         ),
         goal(
-            "512 px through ONNX Runtime, 2 threads", "<= 150 ms, outputs within 1e-4",
+            "512 px through ONNX Runtime, 2 threads",
+            "<= 150 ms, outputs within 1e-4",
             f"{exported.onnx_ms:.0f} ms (torch {exported.torch_ms:.0f} ms), difference {worst:.1e}",
-            exported.onnx_ms <= 150 and worst <= 1e-4, "gptr-tiny, 60 classes, 5,120 tokens",
+            exported.onnx_ms <= 150 and worst <= 1e-4,
+            "gptr-tiny, 60 classes, 5,120 tokens",
         ),
-    ]  # fmt: skip
+    ]
     rows = [
         [r["what"], round(r["ms"], 2), round(r["ratio"], 2), round(r["spread"], 2)] for r in encoder
     ]

@@ -8,7 +8,6 @@ import torch
 from gptr import GPTR, DataError, GPTRConfig, HungarianMatcher, Trainer
 from gptr.geometry import generalized_iou, pairwise_iou
 from gptr.losses import SetCriterion, sigmoid_focal_loss
-from gptr.model.gptr import GPTR as Model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
@@ -16,7 +15,7 @@ from torch.autograd import gradcheck
 NANO = {"num_classes": 5, "d_model": 32, "num_heads": 4, "ffn": 32}
 
 
-def nano(**changes) -> Model:
+def nano(**changes) -> GPTR:
     torch.manual_seed(0)
     return GPTR.from_config("gptr-nano", **{**NANO, **changes}).eval()
 

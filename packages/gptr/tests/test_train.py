@@ -232,7 +232,8 @@ trainer = Trainer(model, data, data, out=sys.argv[1], epochs=1, batch_size=2)
 trainer.fit()
 found = trainer.evaluate()
 total = sum(float(p.double().sum()) for p in model.parameters() if p.requires_grad)
-open(f"{sys.argv[1]}/rank{trainer.rank}", "w").write(f"{total!r} {found.images} {found.stats['AP']!r}")
+line = f"{total!r} {found.images} {found.stats['AP']!r}"
+open(f"{sys.argv[1]}/rank{trainer.rank}", "w").write(line)
 torch.distributed.destroy_process_group()
 """
 

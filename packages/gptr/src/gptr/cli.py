@@ -76,9 +76,16 @@ def _split(data: Path, split: str, like: Any = None) -> Any:
 
 @app.command
 def generate(
-    *, out: Out, family: str = "mixed", classes: int = 60, images: int = 500, val: int = 100,
-    zipf: float = 1.0, size: int = 192, seed: int = 0,
-) -> int:  # fmt: skip
+    *,
+    out: Out,
+    family: str = "mixed",
+    classes: int = 60,
+    images: int = 500,
+    val: int = 100,
+    zipf: float = 1.0,
+    size: int = 192,
+    seed: int = 0,
+) -> int:
     """Draw annotated diagrams: train.json, val.json and images/.
 
     Parameters
@@ -109,9 +116,13 @@ def generate(
 
 @app.command
 def doctor(
-    annotations: Path, *, images: Path | None = None, other: list[Path] | None = None,
-    queries: int = 100, as_json: Json = False,
-) -> int:  # fmt: skip
+    annotations: Path,
+    *,
+    images: Path | None = None,
+    other: list[Path] | None = None,
+    queries: int = 100,
+    as_json: Json = False,
+) -> int:
     """Name every fault of a COCO file; exit code 3 if there is an error.
 
     Parameters
@@ -141,14 +152,30 @@ def doctor(
 
 @app.command
 def train(
-    *, data: Path, out: Out, preset: str = "gptr-tiny", laws: str | None = None,
-    mode: Literal["gptr", "bias", "official", "none"] | None = None, weights: str | None = None,
-    backbone: str | None = None, epochs: int = 20, batch_size: int = 16, accumulate: int = 1,
-    learning_rate: float = 1e-3, ema: float = 0.0, amp: bool = False, repeat: float = 0.0,
-    copy_paste: bool = False, augment: bool = False, resume: bool = False,
-    checkpoint_every: int = 50, evaluate_every: int = 0, queries: int | None = None,
-    device: str = "cpu", seed: int = 0,
-) -> int:  # fmt: skip
+    *,
+    data: Path,
+    out: Out,
+    preset: str = "gptr-tiny",
+    laws: str | None = None,
+    mode: Literal["gptr", "bias", "official", "none"] | None = None,
+    weights: str | None = None,
+    backbone: str | None = None,
+    epochs: int = 20,
+    batch_size: int = 16,
+    accumulate: int = 1,
+    learning_rate: float = 1e-3,
+    ema: float = 0.0,
+    amp: bool = False,
+    repeat: float = 0.0,
+    copy_paste: bool = False,
+    augment: bool = False,
+    resume: bool = False,
+    checkpoint_every: int = 50,
+    evaluate_every: int = 0,
+    queries: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> int:
     """Train a detector on train.json, evaluate on val.json, write a report.
 
     Parameters
@@ -178,14 +205,8 @@ def train(
     changes: dict[str, Any] = {"num_classes": len(train_data.class_names)}
     if laws is not None:
         changes["laws"] = _laws(laws)
-    for key, value in (
-        ("mode", mode),
-        ("weights", weights),
-        ("backbone", backbone),
-        ("queries", queries),
-    ):
-        if value is not None:
-            changes[key] = value
+    given = {"mode": mode, "weights": weights, "backbone": backbone, "queries": queries}
+    changes |= {key: value for key, value in given.items() if value is not None}
     if laws is not None and not changes["laws"]:
         changes["mode"] = "none"
     import torch
@@ -198,16 +219,32 @@ def train(
     if augment:
         steps += [transforms.random_flip(), transforms.random_crop()]
     trainer = gptr.Trainer(
-        model, train_data, val_data, out, transform=transforms.compose(*steps) if steps else None,
-        device=device, epochs=epochs, batch_size=batch_size, accumulate=accumulate,
-        learning_rate=learning_rate, ema=ema, amp=amp, repeat=repeat, seed=seed,
-        checkpoint_every=checkpoint_every, evaluate_every=evaluate_every,
-        on_epoch=lambda row: console.print(
-            f"epoch {row['epoch']}, loss {row['loss']:.3f}"
-            + "".join(f", {k} {row[k]:.3f}" for k in ("AP", "AP50") if k in row),
-            highlight=False,
-        ) if console.is_terminal or "AP" in row else None,
-    )  # fmt: skip
+        model,
+        train_data,
+        val_data,
+        out,
+        transform=transforms.compose(*steps) if steps else None,
+        device=device,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        ema=ema,
+        amp=amp,
+        repeat=repeat,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+        evaluate_every=evaluate_every,
+        on_epoch=lambda row: (
+            console.print(
+                f"epoch {row['epoch']}, loss {row['loss']:.3f}"
+                + "".join(f", {k} {row[k]:.3f}" for k in ("AP", "AP50") if k in row),
+                highlight=False,
+            )
+            if console.is_terminal or "AP" in row
+            else None
+        ),
+    )
     trainer.fit(resume=resume)
     found = trainer.evaluate()
     if trainer.rank == 0:
@@ -225,20 +262,28 @@ def _write_evaluation(found: Any, out: Path, history: list[dict[str, Any]] | Non
     figures.save(figures.evaluation(found), out / "evaluation.png")
     sections = [
         Section(
-            "Figures", "COCO's twelve; -1 where nothing is of that size.",
-            list(found.stats), [[f"{v:.3f}" for v in found.stats.values()]],
+            "Figures",
+            "COCO's twelve; -1 where nothing is of that size.",
+            list(found.stats),
+            [[f"{v:.3f}" for v in found.stats.values()]],
         ),
         Section(
-            "By class frequency in training", "",
-            list(found.frequency), [[f"{v:.3f}" for v in found.frequency.values()]],
+            "By class frequency in training",
+            "",
+            list(found.frequency),
+            [[f"{v:.3f}" for v in found.frequency.values()]],
         ),
         Section("Curves, classes, errors", repr(found), figures=["evaluation.png"]),
         Section(
-            "Classes", "", ["class", "AP", "AP50"],
-            [[n, "absent" if a is None else f"{a:.3f}", "" if b is None else f"{b:.3f}"]
-             for n, a, b in zip(found.class_names, found.class_ap, found.class_ap50)],
+            "Classes",
+            "",
+            ["class", "AP", "AP50"],
+            [
+                [n, "absent" if a is None else f"{a:.3f}", "" if b is None else f"{b:.3f}"]
+                for n, a, b in zip(found.class_names, found.class_ap, found.class_ap50)
+            ],
         ),
-    ]  # fmt: skip
+    ]
     if history:
         figures.save(figures.training_curves({"run": history}), out / "training.png")
         sections.insert(2, Section("Training", figures=["training.png"]))
@@ -284,9 +329,14 @@ def evaluate(
 
 @app.command
 def predict(
-    run: Path, images: list[Path], *, out: Out = Path(), format: str = "coco,svg",
-    threshold: float = 0.4, connectors: bool = False,
-) -> int:  # fmt: skip
+    run: Path,
+    images: list[Path],
+    *,
+    out: Out = Path(),
+    format: str = "coco,svg",
+    threshold: float = 0.4,
+    connectors: bool = False,
+) -> int:
     """Detect objects in images; writes detections.json and one file per image and format.
 
     Parameters
@@ -378,9 +428,12 @@ def compare(a: Path, b: Path, *, data: Path, resamples: int = 500, as_json: Json
 
 @app.command
 def convert(
-    source: Path, *, out: Out, from_format: Literal["yolo", "voc", "bpmn", "ai2d", "labelme", "coco"],
+    source: Path,
+    *,
+    out: Out,
+    from_format: Literal["yolo", "voc", "bpmn", "ai2d", "labelme", "coco"],
     split: str = "train",
-) -> int:  # fmt: skip
+) -> int:
     """Convert annotations to COCO (images are written as PNG).
 
     Parameters
@@ -443,9 +496,15 @@ def bench(*, repeats: int = 5, as_json: Json = False) -> int:
 
 @app.command
 def reproduce(
-    what: Literal["mini", "bpmn", "ai2d-like"], *, out: Out, data: Path | None = None, seeds: int = 3,
-    steps: int = 0, ablation: bool = False, equal_cpu: bool = False,
-) -> int:  # fmt: skip
+    what: Literal["mini", "bpmn", "ai2d-like"],
+    *,
+    out: Out,
+    data: Path | None = None,
+    seeds: int = 3,
+    steps: int = 0,
+    ablation: bool = False,
+    equal_cpu: bool = False,
+) -> int:
     """Train base and gptr at one budget, several seeds; report differences with intervals.
 
     Parameters
@@ -466,9 +525,15 @@ def reproduce(
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: must be at least 1")
     result = run(
-        what, out=out, data=data, seeds=range(seeds), steps=steps, ablation=ablation,
-        equal_cpu=equal_cpu, say=_say(),
-    )  # fmt: skip
+        what,
+        out=out,
+        data=data,
+        seeds=range(seeds),
+        steps=steps,
+        ablation=ablation,
+        equal_cpu=equal_cpu,
+        say=_say(),
+    )
     columns, rows = result.table()
     _table(columns, rows)
     console.print(str(out / "report.html"))

@@ -136,7 +136,10 @@ class GPTRConfig:
         known = {f.name for f in fields(GPTRConfig)}
         if unknown := set(values) - known:
             raise ValueError(f"config has the unknown field {sorted(unknown)[0]!r}")
-        return GPTRConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        found: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return GPTRConfig(**found)
 
 
 PRESETS = {

@@ -55,7 +55,7 @@ def find_connectors(
     for box in xyxy:
         x0, y0, x1, y1 = (round(float(v)) for v in box)
         ink[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1] = False
-    strokes, count = ndimage.label(ink, np.ones((3, 3)))
+    strokes, _ = ndimage.label(ink, np.ones((3, 3)))
     found: dict[tuple[int, int], Connector] = {}
     for s, window in enumerate(ndimage.find_objects(strokes), 1):
         part = strokes[window] == s

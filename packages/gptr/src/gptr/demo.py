@@ -23,7 +23,7 @@ from gptr.reproduce import BASE, run_arms
 from gptr.scenes import law_auc
 from gptr.synth.generate import generate, generate_splits
 
-STEPS = 70
+STEPS = 60
 
 
 def claim(
@@ -60,12 +60,12 @@ def run_demo(
 
     say("training: base and gptr, the same features, steps and seed")
     splits = generate_splits(
-        {"train": 120, "val": 80}, family="mixed", classes=30, size=128, objects=(3, 5), seed=seed
+        {"train": 80, "val": 60}, family="mixed", classes=20, size=96, objects=(2, 4), seed=seed
     )
     config = replace(GPTRConfig.preset("gptr-tiny"), encoder_layers=2)
     result = run_arms(
         "demo", splits["train"], splits["val"], BASE, steps=STEPS, seeds=[seed], config=config,
-        resamples=100, say=say, batch_size=12, learning_rate=1.5e-3,
+        resamples=100, say=say, batch_size=10, learning_rate=1.5e-3,
     )  # fmt: skip
     torch.set_num_threads(threads)
     rows = {arm: values[0] for arm, values in result.rows().items()}
@@ -94,7 +94,7 @@ def run_demo(
             round(gain.difference, 3),
             "",
             gain.difference > 0 and gain.low > 0,
-            f"{gain!r}; relative {100 * relative:+.0f} %; 120 generated training diagrams, 30 Zipf "
+            f"{gain!r}; relative {100 * relative:+.0f} %; 80 generated training diagrams, 20 Zipf "
             f"classes, {STEPS} steps each, one seed; intervals over seeds: gptr reproduce mini; "
             f"{command}",
         ),

@@ -46,7 +46,7 @@ class Explanation:
     def heat(self, name: str, row: int, column: int) -> np.ndarray:
         """Return what the cell at (row, column) attends to, (rows, columns), largest is one."""
         A = self.matrices[name][row * self.grid[1] + column].reshape(self.grid)
-        return A / max(A.max(), 1e-12)
+        return np.asarray(A / max(A.max(), 1e-12))
 
     def busiest_cell(self) -> tuple[int, int]:
         """Return the cell whose smoothness row reaches furthest (something is drawn there)."""

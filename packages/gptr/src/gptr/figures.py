@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from gptr.evaluation.errors import KINDS
 from gptr.evaluation.matches import RECALLS
 from gptr.explain import Explanation
 
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 ARMS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#c44e52", "#64b5cd", "#8c8c8c")
 
 
@@ -46,9 +46,14 @@ def detections(found: Sequence[Detections], titles: Sequence[str], columns: int 
             )
             text = d.name(int(k)).rpartition("/")[2][:14]
             axes.text(
-                x0, y0 - 1, f"{text} {s:.2f}", fontsize=5.5, color="white", va="bottom",
+                x0,
+                y0 - 1,
+                f"{text} {s:.2f}",
+                fontsize=5.5,
+                color="white",
+                va="bottom",
                 bbox={"facecolor": c, "pad": 0.6, "lw": 0},
-            )  # fmt: skip
+            )
         axes.set_title(title, fontsize=8)
         axes.set_axis_off()
     return figure
@@ -94,9 +99,14 @@ def law_maps(explanation: Explanation) -> Figure:
             axes[0, i].set_title(f"{name}: linked cells", fontsize=8)
             groups = explanation.groups[name].reshape(rows, columns).astype(float)
             axes[1, i].imshow(
-                np.where(groups < 0, np.nan, groups), extent=extent, cmap="tab20", alpha=0.55,
-                vmin=0, vmax=19, zorder=2,
-            )  # fmt: skip
+                np.where(groups < 0, np.nan, groups),
+                extent=extent,
+                cmap="tab20",
+                alpha=0.55,
+                vmin=0,
+                vmax=19,
+                zorder=2,
+            )
             axes[1, i].set_title(f"{name}: groups", fontsize=8)
         return figure
 
@@ -115,8 +125,13 @@ def collapse(official: dict[str, float], ours: dict[str, float]) -> Figure:
         ):
             bars = ax.bar(x + shift, values, 0.38, label=label, color=c)
             for bar, v in zip(bars, values):
-                ax.text(bar.get_x() + bar.get_width() / 2, v * 1.5, f"{v:.1g}" if v < 0.01 else f"{v:.2f}",
-                        ha="center", fontsize=7.5)  # fmt: skip
+                ax.text(
+                    bar.get_x() + bar.get_width() / 2,
+                    v * 1.5,
+                    f"{v:.1g}" if v < 0.01 else f"{v:.2f}",
+                    ha="center",
+                    fontsize=7.5,
+                )
         ax.set_yscale("log")
         ax.set_ylim(floor, 300)
         ax.axhline(0.2, color="#888", lw=0.8, ls="--")
@@ -127,7 +142,7 @@ def collapse(official: dict[str, float], ours: dict[str, float]) -> Figure:
         return figure
 
 
-def frequency_bars(runs: dict[str, Sequence[dict[str, float]]], title: str = "") -> Figure:
+def frequency_bars(runs: Mapping[str, Sequence[dict[str, float]]], title: str = "") -> Figure:
     """Show AP and AP50 by class frequency per arm; a dot per seed.
 
     Parameters
@@ -163,9 +178,12 @@ def training_curves(runs: dict[str, list[dict[str, Any]]]) -> Figure:
             left.plot(steps, [r["loss"] for r in rows], label=arm, color=ARMS[a % len(ARMS)])
             for n, name in enumerate(rows[-1].get("law_weights", {})):
                 right.plot(
-                    steps, [r["law_weights"][name] for r in rows],
-                    color=ARMS[n % len(ARMS)], ls=("-", "--", ":", "-.")[a % 4], label=f"{arm}: {name}",
-                )  # fmt: skip
+                    steps,
+                    [r["law_weights"][name] for r in rows],
+                    color=ARMS[n % len(ARMS)],
+                    ls=("-", "--", ":", "-.")[a % 4],
+                    label=f"{arm}: {name}",
+                )
         left.set_yscale("log")
         left.set_xlabel("step")
         left.set_ylabel("loss (log)")

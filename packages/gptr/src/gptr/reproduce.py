@@ -113,10 +113,19 @@ class Reproduction:
 
 
 def run_arms(
-    name: str, train: DiagramDataset, val: DiagramDataset, arms: dict[str, Arm], *,
-    steps: int, seeds: Sequence[int], config: GPTRConfig, resamples: int = 200,
-    equal_cpu: bool = False, say: Callable[[str], None] = lambda _: None, **training: Any,
-) -> Reproduction:  # fmt: skip
+    name: str,
+    train: DiagramDataset,
+    val: DiagramDataset,
+    arms: dict[str, Arm],
+    *,
+    steps: int,
+    seeds: Sequence[int],
+    config: GPTRConfig,
+    resamples: int = 200,
+    equal_cpu: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    **training: Any,
+) -> Reproduction:
     """Train and evaluate every arm with every seed on shared cached features.
 
     Parameters
@@ -173,10 +182,16 @@ def run_arms(
 
 
 def reproduce(
-    what: str, *, out: Path | None = None, data: Path | None = None, seeds: Sequence[int] = (0, 1, 2),
-    steps: int = 0, ablation: bool = False, equal_cpu: bool = False,
+    what: str,
+    *,
+    out: Path | None = None,
+    data: Path | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int = 0,
+    ablation: bool = False,
+    equal_cpu: bool = False,
     say: Callable[[str], None] = lambda _: None,
-) -> Reproduction:  # fmt: skip
+) -> Reproduction:
     """Run ``mini`` (generated), ``bpmn`` (hdBPMN, by path) or ``ai2d-like`` (577 classes).
 
     Parameters
@@ -211,9 +226,17 @@ def reproduce(
     else:
         raise ValueError(f"what={what!r}: allowed are mini, bpmn, ai2d-like")
     result = run_arms(
-        what, splits["train"], splits["val"], arms, steps=steps, seeds=seeds, config=config,
-        equal_cpu=equal_cpu, say=say, **training,
-    )  # fmt: skip
+        what,
+        splits["train"],
+        splits["val"],
+        arms,
+        steps=steps,
+        seeds=seeds,
+        config=config,
+        equal_cpu=equal_cpu,
+        say=say,
+        **training,
+    )
     if out is not None:
         write_reproduction(result, splits["val"], out)
     return result
@@ -225,7 +248,7 @@ def write_reproduction(result: Reproduction, val: DiagramDataset, out: Path) -> 
     figures.save(
         figures.frequency_bars(result.rows(), "mean over seeds; dots are seeds"), out / "ap.png"
     )
-    histories = {}
+    histories: dict[str, list[dict[str, Any]]] = {}
     for run in result.runs:
         histories.setdefault(run.arm, run.history)
     figures.save(figures.training_curves(histories), out / "training.png")

@@ -12,7 +12,7 @@ STRIDE = 16
 
 def _cells(mask: np.ndarray, least: int) -> np.ndarray:
     rows, columns = mask.shape[0] // STRIDE, mask.shape[1] // STRIDE
-    return mask.reshape(rows, STRIDE, columns, STRIDE).sum((1, 3)).reshape(-1) >= least
+    return np.asarray(mask.reshape(rows, STRIDE, columns, STRIDE).sum((1, 3)).reshape(-1) >= least)
 
 
 def scene(law: str, seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:

@@ -48,7 +48,7 @@ def resize_longest(image: Image3, xyxy: Boxes, longest: int) -> tuple[Image3, Bo
         raise ValueError(f"longest={longest}: must be positive")
     ratio = min(1.0, longest / max(image.shape[:2]))
     size = tuple(max(1, round(side * ratio)) for side in image.shape[:2])
-    return resize(image, xyxy, size)  # type: ignore[arg-type]
+    return resize(image, xyxy, size)
 
 
 def crop(
@@ -100,7 +100,7 @@ def random_scale(low: int, high: int) -> Transform:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         ratio = rng.integers(low, high + 1) / max(image.shape[:2])
         size = tuple(max(8, round(side * ratio)) for side in image.shape[:2])
-        image, xyxy = resize(image, xyxy, size)  # type: ignore[arg-type]
+        image, xyxy = resize(image, xyxy, size)
         return image, xyxy, labels
 
     return apply

@@ -64,7 +64,8 @@ def drawio(found: Detections, edges: Sequence[tuple[int, int]] = ()) -> str:
         name = found.name(int(k))
         cells.append(
             f'<mxCell id="n{i}" value={quoteattr(name)} '
-            f'style="{shapes.get(name, "rounded=0")};whiteSpace=wrap;html=1;" vertex="1" parent="1">'
+            f'style="{shapes.get(name, "rounded=0")};whiteSpace=wrap;html=1;" vertex="1" '
+            f'parent="1">'
             f'<mxGeometry x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}" '
             'as="geometry"/></mxCell>'
         )

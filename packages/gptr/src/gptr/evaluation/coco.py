@@ -84,7 +84,9 @@ def coco_stats(data: DiagramDataset, found: Sequence[Detections]) -> np.ndarray:
     """Return COCO's twelve figures, computed by faster-coco-eval."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    images, annotations, results = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for i, (record, detections) in enumerate(zip(data.records, found, strict=True)):
         height, width = record.size or detections.size
         images.append({"id": i + 1, "height": height, "width": width})

@@ -18,7 +18,7 @@ from gptr.gestalt.descriptors import Descriptors
 
 LAWS = ("similarity", "proximity", "smoothness")
 FLOOR = 1e-4
-"""Share of every pair of cells in the smoothness law: a cell without a contour sees all a little."""
+"""Share of every pair of cells in the smoothness law: cells without a contour see all."""
 
 
 def check_laws(laws: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,14 +21,14 @@ from torch import Tensor, nn
 class MaskedConv(nn.Conv2d):
     """Convolution with TensorFlow's SAME padding that sees nothing beyond the image."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Convolve; ``mask`` (B, 1, H, W) is one where the image is."""
         k, s = self.kernel_size[0], self.stride[0]
         if k > 1:
             if mask is not None:
                 x = x * mask
             pads = []
-            for side in (x.shape[-1], x.shape[-2]):
+            for side in (int(x.shape[-1]), int(x.shape[-2])):
                 total = max((math.ceil(side / s) - 1) * s + k - side, 0)
                 pads += [total // 2, total - total // 2]
             x = nn.functional.pad(x, pads)
@@ -50,6 +51,7 @@ class Block(nn.Module):
             nn.BatchNorm2d(cout, 1e-3),
         ]
         self.layers = nn.ModuleList(layers)
+        self.stride = stride
         self.skip = cin == cout and stride == 1
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -111,15 +113,14 @@ class InvertedResidualNet(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], mask: Tensor | None
     ) -> list[Float[Tensor, "B C h w"]]:
-        """Return one map per wanted stride; ``mask`` (B, 1, H, W) or None where nothing is padded."""
+        """Return one map per wanted stride; ``mask`` (B, 1, H, W), None without padding."""
         x = nn.functional.relu6(self.norm(self.stem(images * 2 - 1, mask)))
         found, stride = [], 2
         for i, stage in enumerate(self.stages):
             for block in stage:  # type: ignore[attr-defined]
                 at = None if mask is None else mask[:, :, ::stride, ::stride]
-                rows = x.shape[-2]
                 x = block(x, at)
-                stride *= round(rows / x.shape[-2])
+                stride *= block.stride
             if i in self.taps:
                 found.append(x)
         return found
@@ -166,7 +167,7 @@ class TimmBackbone(nn.Module):
         if weights not in ("none", "pretrained"):
             options["pretrained_cfg_overlay"] = {"file": weights}
         try:
-            net = timm.create_model(
+            net: Any = timm.create_model(
                 name, pretrained=weights != "none", features_only=True, **options
             )
         except RuntimeError as error:
@@ -186,7 +187,7 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Return one map per wanted stride."""
-        maps = self.net((images - self.mean) / self.std)
+        maps = self.net((images - self.get_buffer("mean")) / self.get_buffer("std"))
         return [maps[i] for i in self.picks]
 
 

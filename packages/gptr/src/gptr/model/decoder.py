@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ class MLP(nn.Module):
     def __init__(self, cin: int, hidden: int, cout: int, depth: int) -> None:
         super().__init__()
         sizes = [cin, *[hidden] * (depth - 1), cout]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply."""

@@ -140,7 +140,8 @@ class LawAttention(nn.Module):
             out = nn.functional.scaled_dot_product_attention(
                 torch.cat(q_parts, -1), torch.cat(k_parts, -1), wide, scale=1.0
             )[..., :width]
-        return self.out(out.transpose(1, 2).reshape(B, N, D))
+        mixed: Tensor = self.out(out.transpose(1, 2).reshape(B, N, D))
+        return mixed
 
 
 class LawMessages(nn.Module):
@@ -281,4 +282,5 @@ class EncoderLayer(nn.Module):
             update = update + self.messages(h, tokens)
         x = x + self.dropout(update)
         h = self.linear2(self.dropout(nn.functional.relu(self.linear1(self.norm2(x)))))
-        return x + self.dropout(h)
+        out: Tensor = x + self.dropout(h)
+        return out

@@ -83,7 +83,7 @@ class GPTR(nn.Module):
         self.config = c = config
         if c.mode == "official" and not (c.decoder_layers and len(c.strides) == 1):
             raise ValueError("mode='official' needs decoder_layers > 0 and a single stride")
-        self.backbone = build_backbone(c.backbone, c.strides, c.weights)
+        self.backbone: Any = build_backbone(c.backbone, c.strides, c.weights)
         if c.freeze_backbone:
             self.backbone.requires_grad_(False)
         self.project = nn.ModuleList(
@@ -96,7 +96,7 @@ class GPTR(nn.Module):
             self.official = OfficialEncoder(
                 c.d_model, c.num_heads, c.ffn, c.encoder_layers, c.dropout, c.queries
             )
-            self.encoder = nn.ModuleList()
+            self.encoder: Any = nn.ModuleList()
         else:
             self.encoder = nn.ModuleList(
                 EncoderLayer(
@@ -106,7 +106,7 @@ class GPTR(nn.Module):
             )
         self.norm = nn.Identity() if self.official else nn.LayerNorm(c.d_model)
         learned = c.decoder_layers > 0 and (c.query_selection == "learned" or bool(self.official))
-        self.token_class: nn.Module | None = None
+        self.token_class: Any = None
         if not learned:
             self.token_class = nn.Linear(c.d_model, c.num_classes)
             self.token_box = MLP(c.d_model, c.d_model, 4, 3)
@@ -128,11 +128,11 @@ class GPTR(nn.Module):
 
     def _start(self, learned: bool) -> None:
         prior = -math.log((1 - PRIOR) / PRIOR)
-        heads = [] if learned else [(self.token_class, self.token_box)]
+        heads: list[tuple[Any, Any]] = [] if learned else [(self.token_class, self.token_box)]
         if self.config.decoder_layers:
             heads.append((self.class_head, self.box_head))
         for scores, boxes in heads:
-            nn.init.constant_(scores.bias, prior)  # type: ignore[union-attr, arg-type]
+            nn.init.constant_(scores.bias, prior)
             nn.init.zeros_(boxes.layers[-1].weight)
             nn.init.zeros_(boxes.layers[-1].bias)
 
@@ -227,6 +227,7 @@ class GPTR(nn.Module):
         self, features: Features, targets: Targets | None, count: float | None
     ) -> DetectionOutput:
         c = self.config
+        learned = self.token_class is None
         stages: list[tuple[Tensor, Tensor]] = []
         fixed: list = []
         if self.official is not None:
@@ -246,29 +247,36 @@ class GPTR(nn.Module):
         if c.decoder_layers:
             B = len(memory)
             if self.token_class is not None:
-                count = min(c.queries, memory.shape[1])
-                top = stages[0][0].amax(-1).topk(count).indices[..., None]
+                limit = min(c.queries, memory.shape[1])
+                top = stages[0][0].amax(-1).topk(limit).indices[..., None]
                 content = torch.gather(memory, 1, top.expand(-1, -1, c.d_model))
                 reference = torch.gather(stages[0][1], 1, top.expand(-1, -1, 4)).detach()
                 query_position = self.query_position(sine_embedding(reference[..., :2], c.d_model))
             else:
-                reference = None
+                reference = torch.zeros(0)  # the decoder takes the queries' own points
                 query_position = self.query_position.weight.expand(B, -1, -1)  # type: ignore
                 if self.official is None:
                     content = torch.zeros_like(query_position)
             noised = None
-            if c.denoising and self.training and targets is not None and reference is not None:
+            if c.denoising and self.training and targets is not None and not learned:
                 noised = denoising_queries(targets, c.denoising, c.num_classes, content.shape[1])
             mask = None
             if noised is not None:
                 extra = self.label_embedding(noised.labels)
                 content = torch.cat((extra, content), 1)
-                reference = torch.cat((noised.boxes, reference), 1)  # type: ignore[list-item]
+                reference = torch.cat((noised.boxes, reference), 1)
                 sine = sine_embedding(noised.boxes[..., :2], c.d_model)
                 query_position = torch.cat((self.query_position(sine), query_position), 1)
                 mask = noised.mask
             states, found = self.decoder(
-                content, query_position, memory, position, valid, self.box_head, reference, mask
+                content,
+                query_position,
+                memory,
+                position,
+                valid,
+                self.box_head,
+                None if learned else reference,
+                mask,
             )
             scores = self.class_head(states)
             split = 0 if noised is None else noised.labels.shape[1]
@@ -395,7 +403,7 @@ class GPTR(nn.Module):
 
 
 def official_inputs(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Return patch (B, 196, 13) and border (B, 196, 64) features of images squeezed to 224 x 224."""
+    """Return patch (B, 196, 13) and border (B, 196, 64) features of images at 224 x 224."""
     from PIL import Image
 
     squeezed = [

@@ -17,9 +17,17 @@ from gptr.synth.layout import Layout, make_layout
 from gptr.synth.symbols import CIRCUIT, FLOWCHART, draw_symbol, icon_classes
 
 FAMILIES = ("architecture", "foodweb", "circuit", "flowchart", "parts")
-LAYOUTS = {"architecture": ("layered", "grid"), "foodweb": ("spring",), "circuit": ("grid",),
-           "flowchart": ("layered",), "parts": ("ring",)}  # fmt: skip
-WORDS = ["store", "order", "queue", "send", "check", "input", "grass", "hawk", "gate", "load", "pump", "axle", "valve", "user", "cache", "index", "frog", "plan", "start", "merge", "heat", "lens", "root", "cell", "bolt", "disk", "page", "clock"]  # fmt: skip
+LAYOUTS = {
+    "architecture": ("layered", "grid"),
+    "foodweb": ("spring",),
+    "circuit": ("grid",),
+    "flowchart": ("layered",),
+    "parts": ("ring",),
+}
+WORDS = [
+    "store", "order", "queue", "send", "check", "input", "grass", "gate", "load", "pump", "axle",
+    "valve", "user", "cache", "index", "frog", "plan", "start", "merge", "heat", "lens", "root",
+]  # fmt: skip
 
 
 def class_table(family: str, classes: int, seed: int) -> list[tuple[str, str, str]]:
@@ -94,9 +102,13 @@ def _overlaps(box: np.ndarray, placed: list[np.ndarray], gap: float) -> bool:
 
 
 def draw_diagram(
-    table: list[tuple[str, str, str]], probabilities: np.ndarray, layout_of: Callable[[str, int], Layout],
-    size: int, objects: tuple[int, int], rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list, Layout]:  # fmt: skip
+    table: list[tuple[str, str, str]],
+    probabilities: np.ndarray,
+    layout_of: Callable[[str, int], Layout],
+    size: int,
+    objects: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list, Layout]:
     """Draw one diagram: symbols of one family, connectors, labels, lines that cross.
 
     Returns pixels, corners, labels, connectors and the layout.
@@ -149,8 +161,11 @@ def draw_diagram(
             ci, cj = ((boxes[n][:2] + boxes[n][2:]) / 2 for n in (i, j))
             if family in ("flowchart", "circuit") and rng.random() < 0.6:
                 corner = np.array([cj[0], ci[1]])
-                points = [_clip(boxes[i], corner), (float(corner[0]), float(corner[1])),
-                          _clip(boxes[j], corner)]  # fmt: skip
+                points = [
+                    _clip(boxes[i], corner),
+                    (float(corner[0]), float(corner[1])),
+                    _clip(boxes[j], corner),
+                ]
             else:
                 points = [_clip(boxes[i], cj), _clip(boxes[j], ci)]
             _arrow(draw, points, ink, width, family != "circuit")
@@ -175,10 +190,17 @@ def draw_diagram(
 
 
 def generate(
-    family: str = "mixed", classes: int = 60, images: int = 500, *, zipf: float = 1.0,
-    seed: int = 0, size: int = 192, objects: tuple[int, int] = (4, 9), split: str = "train",
+    family: str = "mixed",
+    classes: int = 60,
+    images: int = 500,
+    *,
+    zipf: float = 1.0,
+    seed: int = 0,
+    size: int = 192,
+    objects: tuple[int, int] = (4, 9),
+    split: str = "train",
     avoid: frozenset[str] = frozenset(),
-) -> DiagramDataset:  # fmt: skip
+) -> DiagramDataset:
     """Draw annotated diagrams.
 
     Parameters
@@ -279,16 +301,22 @@ def save_coco(data: DiagramDataset, folder: str | Path, split: str) -> Path:
                 }
             )
         entry: dict[str, Any] = {
-            "id": i + 1, "file_name": name, "height": pixels.shape[0], "width": pixels.shape[1],
-        }  # fmt: skip
+            "id": i + 1,
+            "file_name": name,
+            "height": pixels.shape[0],
+            "width": pixels.shape[1],
+        }
         if record.layout:
             entry["layout"] = record.layout
         if record.connectors:
             entry["connectors"] = [
-                {"from": first + a if a >= 0 else None, "to": first + b if b >= 0 else None,
-                 "points": [list(p) for p in points]}
+                {
+                    "from": first + a if a >= 0 else None,
+                    "to": first + b if b >= 0 else None,
+                    "points": [list(p) for p in points],
+                }
                 for a, b, points in record.connectors
-            ]  # fmt: skip
+            ]
         images.append(entry)
     categories = [
         {"id": k, "name": n} for k, n in zip(data.category_ids, data.class_names, strict=True)

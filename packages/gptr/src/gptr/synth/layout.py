@@ -28,11 +28,11 @@ class Layout:
 
 def _spread(centres: np.ndarray) -> np.ndarray:
     low, high = centres.min(0), centres.max(0)
-    return (centres - low) / np.maximum(high - low, 1e-6)
+    return np.asarray((centres - low) / np.maximum(high - low, 1e-6))
 
 
 def make_layout(kind: str, count: int, rng: np.random.Generator) -> Layout:
-    """Return a layout: ``layered`` (flow), ``spring`` (web), ``grid`` (circuit), ``ring`` (parts)."""
+    """Return a layout: ``layered``, ``spring``, ``grid`` or ``ring``."""
     graph = nx.DiGraph()
     graph.add_nodes_from(range(count))
     if kind == "ring":

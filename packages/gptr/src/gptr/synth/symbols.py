@@ -14,15 +14,49 @@ from PIL import Image, ImageDraw
 SIDE = 96
 """Pixels in which symbols are drawn before they are scaled."""
 FLOWCHART = (
-    "process", "decision", "terminator", "data", "document", "database", "predefined process",
-    "manual input", "preparation", "delay", "off-page reference", "connector", "merge", "cloud",
-    "note", "display",
-)  # fmt: skip
+    "process",
+    "decision",
+    "terminator",
+    "data",
+    "document",
+    "database",
+    "predefined process",
+    "manual input",
+    "preparation",
+    "delay",
+    "off-page reference",
+    "connector",
+    "merge",
+    "cloud",
+    "note",
+    "display",
+)
 CIRCUIT = (
-    "Resistor", "Capacitor", "Diode", "Inductor2", "LED", "BjtNpn", "Opamp", "Ground", "Switch",
-    "SourceV", "SourceI", "Battery", "Lamp", "Fuse", "Photodiode", "Zener", "Crystal", "Motor",
-    "Speaker", "Antenna", "BjtPnp", "NFet", "PFet", "Potentiometer",
-)  # fmt: skip
+    "Resistor",
+    "Capacitor",
+    "Diode",
+    "Inductor2",
+    "LED",
+    "BjtNpn",
+    "Opamp",
+    "Ground",
+    "Switch",
+    "SourceV",
+    "SourceI",
+    "Battery",
+    "Lamp",
+    "Fuse",
+    "Photodiode",
+    "Zener",
+    "Crystal",
+    "Motor",
+    "Speaker",
+    "Antenna",
+    "BjtPnp",
+    "NFet",
+    "PFet",
+    "Potentiometer",
+)
 
 
 def alpha_crop(image: Image.Image) -> Image.Image:
@@ -156,8 +190,14 @@ def _flowchart(
     elif name == "manual input":
         polygon((x0, y0 + H * 0.3), (x1, y0), (x1, y1), (x0, y1))
     elif name == "preparation":
-        polygon((x0 + W * 0.2, y0), (x1 - W * 0.2, y0), (x1, cy), (x1 - W * 0.2, y1),
-                (x0 + W * 0.2, y1), (x0, cy))  # fmt: skip
+        polygon(
+            (x0 + W * 0.2, y0),
+            (x1 - W * 0.2, y0),
+            (x1, cy),
+            (x1 - W * 0.2, y1),
+            (x0 + W * 0.2, y1),
+            (x0, cy),
+        )
     elif name == "delay":
         arc = [
             (x1 - H / 2 + H / 2 * math.sin(u), cy - H / 2 * math.cos(u))
@@ -184,8 +224,14 @@ def _flowchart(
         polygon((x0, y0), (x1 - fold, y0), (x1, y0 + fold), (x1, y1), (x0, y1))
         draw.line((x1 - fold, y0, x1 - fold, y0 + fold, x1, y0 + fold), ink, t)
     else:  # display
-        polygon((x0, cy), (x0 + W * 0.2, y0), (x1 - W * 0.2, y0), (x1, cy), (x1 - W * 0.2, y1),
-                (x0 + W * 0.2, y1))  # fmt: skip
+        polygon(
+            (x0, cy),
+            (x0 + W * 0.2, y0),
+            (x1 - W * 0.2, y0),
+            (x1, cy),
+            (x1 - W * 0.2, y1),
+            (x0 + W * 0.2, y1),
+        )
         draw.arc((x1 - W * 0.4, y0, x1, y1), -90, 90, ink, t)
     return image.resize((width + 2 * line, height + 2 * line), Image.Resampling.LANCZOS)
 
@@ -225,8 +271,11 @@ def _organism(identity: int, rng: np.random.Generator) -> Image.Image:
         start, end = outline(u, 0.8), outline(u, 1.55)
         draw.line((*start, *end), fill=(*ink, 255), width=line + 2)
     if tail:
-        draw.polygon([outline(math.pi, 0.8), outline(math.pi * 0.92, 1.6), outline(math.pi * 1.08, 1.6)],
-                     fill=(*colour, 255), outline=(*ink, 255))  # fmt: skip
+        draw.polygon(
+            [outline(math.pi, 0.8), outline(math.pi * 0.92, 1.6), outline(math.pi * 1.08, 1.6)],
+            fill=(*colour, 255),
+            outline=(*ink, 255),
+        )
     ring = [outline(u) for u in np.linspace(0, 2 * math.pi, 60, endpoint=False)]
     draw.polygon(ring, fill=(*colour, 255))
     draw.line([*ring, ring[0]], fill=(*ink, 255), width=line)

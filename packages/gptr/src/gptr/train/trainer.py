@@ -165,12 +165,12 @@ class Trainer:
         if self.cache is None and o.cache and c.freeze_backbone and transform is None:
             self.cache = FeatureCache(model, train, flip=True)
         self.factors = repeat_factors(train, o.repeat) if o.repeat else np.ones(len(train))
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [], "lr": o.learning_rate}, {"params": [], "lr": o.backbone_rate}
         ]  # fmt: skip
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                groups[name.startswith("backbone.")]["params"].append(parameter)  # type: ignore
+                groups[name.startswith("backbone.")]["params"].append(parameter)
         groups = [g for g in groups if g["params"]]
         self.base_rates = [g["lr"] for g in groups]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=o.weight_decay)
