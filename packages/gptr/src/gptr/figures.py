@@ -118,7 +118,7 @@ def collapse(official: dict[str, float], ours: dict[str, float]) -> Figure:
         ax = figure.add_subplot()
         names = list(ours)
         x = np.arange(len(names))
-        floor = 1e-14
+        floor = 1e-7
         for shift, values, label, c in (
             (-0.2, [max(official[n], floor) for n in names], "official graph", ARMS[5]),
             (0.2, [ours[n] for n in names], "corrected laws", ARMS[0]),
@@ -133,7 +133,7 @@ def collapse(official: dict[str, float], ours: dict[str, float]) -> Figure:
                     fontsize=7.5,
                 )
         ax.set_yscale("log")
-        ax.set_ylim(floor, 300)
+        ax.set_ylim(floor, 30)
         ax.axhline(0.2, color="#888", lw=0.8, ls="--")
         ax.text(len(names) - 0.52, 0.26, "0.2", fontsize=7, color="#666")
         ax.set_xticks(x, names)

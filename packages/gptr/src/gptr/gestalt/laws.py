@@ -123,13 +123,15 @@ def walk(values: Tensor, right: Tensor, down: Tensor) -> Tensor:
     right, down
         (B, R, C).
     """
-    out = torch.zeros_like(values)
-    r, d = right[..., None], down[..., None]
-    out[:, :, :-1] += r[:, :, :-1] * values[:, :, 1:]
-    out[:, :, 1:] += r[:, :, :-1] * values[:, :, :-1]
-    out[:, :-1] += d[:, :-1] * values[:, 1:]
-    out[:, 1:] += d[:, :-1] * values[:, :-1]
-    return out
+    pad = torch.nn.functional.pad
+    r, d = right[:, :, :-1, None], down[:, :-1, :, None]
+    # no assignment to slices: tracing to ONNX would lose it
+    return (
+        pad(r * values[:, :, 1:], (0, 0, 0, 1))
+        + pad(r * values[:, :, :-1], (0, 0, 1, 0))
+        + pad(d * values[:, 1:], (0, 0, 0, 0, 0, 1))
+        + pad(d * values[:, :-1], (0, 0, 0, 0, 1, 0))
+    )
 
 
 def smoothness_product(

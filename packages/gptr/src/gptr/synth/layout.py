@@ -32,7 +32,17 @@ def _spread(centres: np.ndarray) -> np.ndarray:
 
 
 def make_layout(kind: str, count: int, rng: np.random.Generator) -> Layout:
-    """Return a layout: ``layered``, ``spring``, ``grid`` or ``ring``."""
+    """Return a layout, stretched and shifted at random: ``layered``, ``spring``, ``grid``, ``ring``.
+
+    Without the stretch a layout of two or three symbols would always fill the same corners.
+    """
+    layout = _arrange(kind, count, rng)
+    scale = rng.uniform(0.6, 1.0, 2)
+    layout.centres = layout.centres * scale + rng.uniform(0, 1 - scale)
+    return layout
+
+
+def _arrange(kind: str, count: int, rng: np.random.Generator) -> Layout:
     graph = nx.DiGraph()
     graph.add_nodes_from(range(count))
     if kind == "ring":
