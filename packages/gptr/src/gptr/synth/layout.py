@@ -32,7 +32,7 @@ def _spread(centres: np.ndarray) -> np.ndarray:
 
 
 def make_layout(kind: str, count: int, rng: np.random.Generator) -> Layout:
-    """Return a layout, stretched and shifted at random: ``layered``, ``spring``, ``grid``, ``ring``.
+    """Return a layout (``layered``, ``spring``, ``grid``, ``ring``), stretched at random.
 
     Without the stretch a layout of two or three symbols would always fill the same corners.
     """
