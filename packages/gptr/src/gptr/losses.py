@@ -86,8 +86,8 @@ class SetCriterion:
             for weight, (name, value) in zip(self.weights, losses.items(), strict=True):
                 parts[name if i == 0 else f"{name}_{i}"] = value
                 total = total + weight * value
-        for i, (logits, boxes, pairs, repeats) in enumerate(fixed):
-            losses = self.stage(logits, boxes, targets, pairs, number * repeats)
+        for i, (logits, boxes, known, repeats) in enumerate(fixed):
+            losses = self.stage(logits, boxes, targets, known, number * repeats)
             for weight, (name, value) in zip(self.weights, losses.items(), strict=True):
                 parts[f"{name}_dn{i}"] = value
                 total = total + weight * value

@@ -129,7 +129,7 @@ def _canny(gx: np.ndarray, gy: np.ndarray, low: int, high: int) -> np.ndarray:
     strong = np.zeros(count + 1, bool)
     strong[np.unique(parts[keep & (centre > high)])] = True
     strong[0] = False
-    return strong[parts].astype(np.uint8)
+    return np.asarray(strong[parts], np.uint8)
 
 
 def _describe_numpy(
@@ -149,7 +149,7 @@ def _describe_numpy(
     gx, gy = _sobel(grey)
 
     def total(field: np.ndarray) -> np.ndarray:
-        return field.astype(np.int64).reshape(rows, stride, columns, stride).sum((1, 3))
+        return np.asarray(field.astype(np.int64).reshape(rows, stride, columns, stride).sum((1, 3)))
 
     difference, twice = total(gx * gx - gy * gy).astype(float), 2.0 * total(gx * gy)
     trace = total(gx * gx + gy * gy).astype(float)

@@ -48,7 +48,8 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    split: Tensor = x.unflatten(-1, (heads, -1))
+    return split.transpose(-2, -3)
 
 
 class SelfAttention(nn.Module):
@@ -70,7 +71,8 @@ class SelfAttention(nn.Module):
         k = self.k_content_proj(x) + self.k_pos_proj(position)
         q, k, v = (_heads(t, self.heads) for t in (q, k, self.v_proj(x)))
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        mixed: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
+        return mixed
 
 
 class CrossAttention(nn.Module):
@@ -101,7 +103,8 @@ class CrossAttention(nn.Module):
         v = _heads(self.v_proj(memory), self.heads)
         mask = None if valid is None else valid[:, None, None, :]
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        mixed: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
+        return mixed
 
 
 class FeedForward(nn.Module):

@@ -83,12 +83,12 @@ class GPTR(nn.Module):
         self.config = c = config
         if c.mode == "official" and not (c.decoder_layers and len(c.strides) == 1):
             raise ValueError("mode='official' needs decoder_layers > 0 and a single stride")
-        self.backbone: Any = build_backbone(c.backbone, c.strides, c.weights)
+        self.backbone = build_backbone(c.backbone, c.strides, c.weights)
+        channels: Any = self.backbone.channels
         if c.freeze_backbone:
             self.backbone.requires_grad_(False)
         self.project = nn.ModuleList(
-            nn.Sequential(nn.Linear(n, c.d_model), nn.LayerNorm(c.d_model))
-            for n in self.backbone.channels
+            nn.Sequential(nn.Linear(n, c.d_model), nn.LayerNorm(c.d_model)) for n in channels
         )
         self.level_embedding = nn.Parameter(torch.zeros(len(c.strides), c.d_model))
         self.official: OfficialEncoder | None = None
