@@ -116,9 +116,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             torch.set_num_threads(2)
             model = GPTR.from_config("gptr-tiny", num_classes=60)
-            exported = export_onnx(
-                model, Path(folder) / "m.onnx", (512, 512), repeats=options.repeats
-            )
+            path = Path(folder) / "m.onnx"
+            exported = export_onnx(model, path, (512, 512), repeats=options.repeats)
         worst = max(exported.logits_error, exported.boxes_error)
         goals.append(
             goal(

@@ -82,8 +82,11 @@ class Descriptors:
 
     def to(self, device: torch.device | str) -> Descriptors:
         """Move to a device."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
-        return Descriptors(**moved)
+        borders = None if self.borders is None else self.borders.to(device)
+        packed, valid = self.packed().to(device), self.valid.to(device)
+        moved = Descriptors.unpack(packed, valid, self.grid, self.stride)
+        moved.borders = borders
+        return moved
 
 
 def canny(
