@@ -1,5 +1,6 @@
 """Readers, writers, transforms, faults of annotation files, fuzz."""
 
+import copy
 import io
 import json
 import random
@@ -352,9 +353,9 @@ def fuzz_file(rng: random.Random) -> bytes:
         rows = data[part]
         kind = rng.random()
         if kind < 0.1 or not isinstance(rows, list) or not rows:
-            data[part] = rng.choice(junk)
+            data[part] = copy.deepcopy(rng.choice(junk))
         elif kind < 0.2:
-            rows[rng.randrange(len(rows))] = rng.choice(junk)
+            rows[rng.randrange(len(rows))] = copy.deepcopy(rng.choice(junk))
         else:
             row = rng.choice(rows)
             if isinstance(row, dict) and row:
@@ -362,7 +363,7 @@ def fuzz_file(rng: random.Random) -> bytes:
                 if rng.random() < 0.2:
                     del row[key]
                 else:
-                    row[key] = rng.choice(junk)
+                    row[key] = copy.deepcopy(rng.choice(junk))
     text = json.dumps(data).encode()
     if rng.random() < 0.1:
         cut = rng.randrange(len(text))
