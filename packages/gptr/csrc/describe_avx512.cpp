@@ -1,0 +1,2 @@
+#define GPTR_DESCRIBE describe_avx512
+#include "describe_impl.h"

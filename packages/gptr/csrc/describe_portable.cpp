@@ -1,0 +1,2 @@
+#define GPTR_DESCRIBE describe_portable
+#include "describe_impl.h"

@@ -1,0 +1,1 @@
+"""Data: readers, writers, transforms, sampling, doctor."""
