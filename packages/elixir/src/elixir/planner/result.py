@@ -36,6 +36,8 @@ class ChunkPlan:
     shard
         How ranks divide it: ``shard`` (states and gradients divided, parameters gathered after the step),
         ``replicate`` (every rank updates all of it), ``expert`` (as shard; absent experts cost nothing).
+    gradients
+        How often each parameter receives a gradient in one backward pass of the trace.
     """
 
     parameters: tuple[str, ...]
@@ -44,6 +46,7 @@ class ChunkPlan:
     trainable: int
     tier: str = "host"
     shard: str = "shard"
+    gradients: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ class Plan:
             if data["schema_version"] != SCHEMA:
                 raise ValueError(f"schema {data['schema_version']}, not {SCHEMA}")
             data["chunks"] = tuple(
-                ChunkPlan(**c | {k: tuple(c[k]) for k in ("parameters", "offsets")})
+                ChunkPlan(**c | {k: tuple(c[k]) for k in ("parameters", "offsets", "gradients")})
                 for c in data["chunks"]
             )
             data["steps"] = tuple(tuple(s) for s in data["steps"])

@@ -103,7 +103,7 @@ def search(variants: Sequence[Variant], request: Request) -> Plan:
             least,
         )
     candidates.sort(key=_cost)
-    if request.policy == "elixir":
+    if request.policy == "elixir" and request.world == 1 and request.moments == "fp32":
         found = [c for base in candidates[:2] for c in _with_residents(base, request)]
         candidates = sorted([*candidates, *found], key=_cost)
     best = candidates[0]
@@ -184,6 +184,7 @@ def _chunk(
     return ChunkPlan(
         tuple(p.name for p in infos), tuple(offsets), size or offset,
         sum(p.numel for p in infos if p.trainable), tier or default, shard or "shard",
+        tuple(p.gradients for p in infos),
     )  # fmt: skip
 
 
@@ -252,8 +253,8 @@ def resident_bytes(chunk: ChunkPlan, itemsize: int, request: Request) -> int:
     """Return the device bytes of a chunk that stays."""
     if chunk.tier == "pinned":
         return chunk.bytes
-    states = packing.aligned(chunk.bytes // itemsize * request.state_bytes // request.world)
-    return 2 * chunk.bytes + states + 64 * 4
+    count = 2 if request.dtype == "float32" else 3
+    return 2 * chunk.bytes + count * packing.aligned(4 * (chunk.bytes // itemsize))
 
 
 def _fixed(candidate: _Candidate, request: Request) -> int:

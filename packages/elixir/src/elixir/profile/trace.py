@@ -156,6 +156,9 @@ class _Recorder(TorchDispatchMode):
         self.stack.append(name)
         self.called.add(name)
 
+    def leave(self) -> None:
+        self.stack.pop()
+
     def track(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -363,7 +366,7 @@ def _trace(
             )
             handles.append(
                 nn.modules.module.register_module_forward_hook(
-                    lambda m, _, out: recorder.stack.pop() and None, always_call=True
+                    lambda m, _, __: recorder.leave(), always_call=True
                 )
             )
             inputs = tree_map(make_input, batch)
