@@ -118,6 +118,7 @@ def plan(
         dtype=str(compute).removeprefix("torch."), optimizer=optimizer, moments=moments,
         prefetch=prefetch, step_in_backward=step_in_backward, world=world, use_disk=disk,
         activation_margin=1.15 if device.startswith("cuda") else 1.0, batch=describe(batch),
+        batch_bytes=batch_bytes(batch),
     )  # fmt: skip
     return search(variants, request)
 
@@ -126,6 +127,11 @@ def describe(batch: Any) -> tuple[str, ...]:
     """Return the shapes and dtypes of a batch's tensors."""
     leaves = tree_flatten(batch)[0]
     return tuple(f"{tuple(t.shape)} {t.dtype}" for t in leaves if isinstance(t, Tensor))
+
+
+def batch_bytes(batch: Any) -> int:
+    """Return the bytes of a batch's tensors."""
+    return sum(t.nbytes for t in tree_flatten(batch)[0] if isinstance(t, Tensor))
 
 
 def initialize(

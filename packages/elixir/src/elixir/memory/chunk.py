@@ -87,13 +87,3 @@ class Chunk:
         begin = slot.offset // self.dtype.itemsize
         return base[begin : begin + slot.numel]
 
-
-def dense(parameter: Tensor) -> tuple[int, ...]:
-    """Return strides that keep a dense parameter's memory format; contiguous ones otherwise."""
-    order = sorted(range(parameter.dim()), key=lambda i: (-parameter.stride(i), i))
-    expected = 1
-    for i in reversed(order):
-        if parameter.size(i) != 1 and parameter.stride(i) != expected:
-            return torch.empty(parameter.shape, device="meta").stride()
-        expected *= parameter.size(i)
-    return parameter.stride()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elixir.optim.kernels import adamw_, adamw_reference_
 
@@ -73,9 +74,14 @@ class AdamW(torch.optim.Optimizer):
                 options["step"] = int(state["step"])
                 moments = state["exp_avg"], state["exp_avg_sq"]
                 master = state.get("master", p)
-                if p.device.type == "cpu" and p.is_contiguous() and p.grad.is_contiguous():
-                    flat = [t.view(-1) for t in (master, *moments, p.grad)]
-                    adamw_(*flat, low=None if master is p else p.view(-1), **options)
+                if p.device.type == "cpu" and dense(p) == p.stride():
+                    gradient = p.grad
+                    if gradient.stride() != p.stride():
+                        gradient = torch.empty_strided(p.shape, p.stride(), dtype=p.grad.dtype)
+                        gradient.copy_(p.grad)
+                    line = (p.numel(),), (1,)
+                    flat = [t.as_strided(*line) for t in (master, *moments, gradient)]
+                    adamw_(*flat, low=None if master is p else p.as_strided(*line), **options)
                 else:
                     adamw_reference_(master, *moments, p.grad, **options)
                     if master is not p:
@@ -93,3 +99,14 @@ def check_hyperparameters(
         raise ValueError(f"betas={betas}: both must be in [0, 1)")
     if eps < 0 or weight_decay < 0:
         raise ValueError(f"eps={eps}, weight_decay={weight_decay}: must not be negative")
+
+
+def dense(parameter: Tensor) -> tuple[int, ...]:
+    """Return strides that keep a dense parameter's memory format; contiguous ones otherwise."""
+    order = sorted(range(parameter.dim()), key=lambda i: (-parameter.stride(i), i))
+    expected = 1
+    for i in reversed(order):
+        if parameter.size(i) != 1 and parameter.stride(i) != expected:
+            return torch.empty(parameter.shape, device="meta").stride()
+        expected *= parameter.size(i)
+    return parameter.stride()

@@ -96,6 +96,7 @@ class Plan:
     hardware: dict[str, Any]
     predicted: dict[str, float]
     batch: tuple[str, ...] = ()
+    batch_bytes: int = 0
     notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA
     again: Callable[..., Plan] | None = field(default=None, compare=False, repr=False)

@@ -38,6 +38,7 @@ class Request:
     overrides: tuple[Override, ...] = ()
     activation_margin: float = 1.0
     batch: tuple[str, ...] = ()
+    batch_bytes: int = 0
 
     @property
     def state_bytes(self) -> int:
@@ -405,7 +406,7 @@ def _finish(best: _Candidate, variants: Sequence[Variant], request: Request, lea
             for k in ("seconds", "compute", "h2d", "d2h", "adam", "disk", "stall", "loads",
                       "loaded_bytes", "stored_bytes")
         },
-        batch=request.batch, notes=tuple(profile.notes), again=again_typed,
+        batch=request.batch, batch_bytes=request.batch_bytes, notes=tuple(profile.notes), again=again_typed,
     )  # fmt: skip
 
 

@@ -15,15 +15,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from elixir.errors import BudgetExceededError, StalePlanError
 from elixir.memory.arena import Arena
-from elixir.memory.chunk import Chunk, Slot, State, dense
+from elixir.memory.chunk import Chunk, Slot, State
 from elixir.memory.mover import CudaMover, HostMover
+from elixir.optim.adamw import dense
 from elixir.planner.cache import FAR, Cache
 from elixir.planner.packing import aligned
 from elixir.planner.result import Plan
 from elixir.planner.simulate import prefetch_order
+from elixir.profile.trace import find_blocks
 from elixir.runtime import recompute
 from elixir.runtime.gradients import Gradients
 
@@ -99,14 +102,12 @@ class Engine:
         self.in_backward = False
         self.unplanned_fetches = 0
         self.peak_bytes = 0
-        self.timeline: list[tuple[int, int]] = []
         self._node: Any = None
         self._node_pins: list[Chunk] = []
         self._late_pins: list[Chunk] = []
         self._depth = 0
         self._recomputing = 0
         self._warned = False
-        self._offloaded_activations = 0
         self.gradients = Gradients(self)
         self._handles: list[Any] = []
         self._install()
@@ -197,8 +198,9 @@ class Engine:
             if moving:
                 needs[name] = moving
                 self._hook(module, moving)
-        for name in plan.recompute:
-            recompute.install(modules[name], self._recompute_session(needs.get(name, [])))
+        self._needs = needs
+        self._recomputed: list[str] = []
+        self._recompute(plan.recompute)
         for chunk in self.chunks:
             for slot in chunk.slots:
                 if slot.trainable:
@@ -212,6 +214,8 @@ class Engine:
             if self._depth or torch._C._current_graph_task_id() != -1:
                 return inner(*args, **kwargs)
             self.reset()
+            if plan.batch_bytes:
+                self._check_batch((args, kwargs))
             self._depth += 1
             try:
                 if hooks is None:
@@ -226,6 +230,29 @@ class Engine:
         self._handles.append(model.register_state_dict_post_hook(lambda *a: self._fill_state_dict(*a)))
         self._handles.append(model.register_load_state_dict_pre_hook(lambda *a: self._before_load(*a)))
         self._handles.append(model.register_load_state_dict_post_hook(lambda *a: self._after_load(*a)))
+
+    def _recompute(self, names: Sequence[str]) -> None:
+        modules = dict(self.model.named_modules())
+        for name in names:
+            session = self._recompute_session(self._needs.get(name, []))
+            recompute.install(modules[name], session)
+            self._recomputed.append(name)
+
+    def _check_batch(self, inputs: Any) -> None:
+        """A batch beyond the plan: keep fewer activations rather than run out of memory."""
+        size = sum(t.nbytes for t in tree_flatten(inputs)[0] if isinstance(t, Tensor))
+        if size <= self.plan.batch_bytes or not torch.is_grad_enabled():
+            return
+        if not self._warned:
+            more = [n for n in find_blocks(self.model) if n not in self._recomputed]
+            self._recompute(more)
+            self._warned = True
+            warnings.warn(
+                f"the batch has {size} bytes, planned were {self.plan.batch_bytes}: every repeated block is "
+                "recomputed from here on; make a new plan for this batch",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _hook(self, module: nn.Module, chunks: list[Chunk]) -> None:
         def before(_: nn.Module, __: Any) -> None:
@@ -371,7 +398,7 @@ class Engine:
 
     def _prefetch(self) -> None:
         depth = self.plan.prefetch
-        if not depth or not isinstance(self.cache.position, int):
+        if not depth:
             return
         cache = self.cache
         for index in prefetch_order(cache, self.steps, cache.position, depth):
@@ -514,7 +541,7 @@ class Engine:
         if self._original is not None:
             self.model.forward = self._original
         modules = dict(self.model.named_modules())
-        for name in self.plan.recompute:
+        for name in self._recomputed:
             recompute.uninstall(modules[name])
         for chunk in self.chunks:
             for slot in chunk.slots:
@@ -522,12 +549,6 @@ class Engine:
         del self.model._elixir_engine
         self.gradients.close()
         self.mover.close()
-
-    def warn_once(self, text: str) -> None:
-        """Warn, once per engine."""
-        if not self._warned:
-            self._warned = True
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def _fingerprint(named: Sequence[tuple[str, nn.Parameter]]) -> str:

@@ -75,7 +75,7 @@ class Gradients:
         return take
 
     def _take(self, chunk: Chunk, slot: Slot, gradient: Tensor) -> None:
-        if self.on_late is not None and chunk.index in self._complete and slot.arrived >= slot.expected:
+        if self.on_late is not None:
             self.on_late(chunk)
         target = chunk.flat(slot, self.buffer(chunk))
         flat = _as_flat(gradient, slot)
