@@ -147,6 +147,8 @@ def _packings(profile: ModelProfile, request: Request) -> list[list[ChunkPlan]]:
             continue
         seen.add(key)
         found.append([_chunk(profile, c, sizes, rules, wide, members) for c in lists])
+    if not rules:  # the paper's own packing competes: a plan is never slower than the paper's
+        found.append(_paper_chunks(profile, members, sizes, alone, wide, request))
     return found
 
 
