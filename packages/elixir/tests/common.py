@@ -15,7 +15,7 @@ def gpt_batch(seed=1, batch=2, length=16, vocab=64):
 
 def gpt(seed=0, **kw):
     torch.manual_seed(seed)
-    options = dict(vocab=64, context=16, dim=32, layers=3, heads=2)
+    options = {"vocab": 64, "context": 16, "dim": 32, "layers": 3, "heads": 2}
     return GPT(**(options | kw))
 
 

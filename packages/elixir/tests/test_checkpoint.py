@@ -1,12 +1,12 @@
 """Save and resume: other plans, kills during a save, damaged files."""
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import elixir
 import pytest
@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 
 def start(budget, dtype=None, **kw):
     model = gpt() if dtype is None else gpt().to(dtype)
-    plan = elixir.plan(model, gpt_batch(), device_budget=budget, hardware=HARDWARE, dtype=dtype, recompute="none")
+    plan = elixir.plan(
+        model, gpt_batch(), device_budget=budget, hardware=HARDWARE, dtype=dtype, recompute="none"
+    )
     return elixir.initialize(model, plan=plan, lr=1e-2, **kw)
 
 
@@ -111,7 +113,7 @@ def kill_during_saves(tmp_path, kills):
     draw = random.Random(0)
     for number in range(kills):
         folder = tmp_path / f"run{number}"
-        code = SCRIPT.format(tests=os.path.dirname(__file__), folder=str(folder))
+        code = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(folder))
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         try:
             child.stdout.readline()

@@ -46,7 +46,7 @@ def test_belady_equals_exhaustive_search(steps, blocks):
 
 
 def test_belady_closed_forms():
-    """Unit test of the authors' simulator (12 moves); palindromes; three forward passes (112/100/80)."""
+    """The authors' unit test (12 moves); palindromes; three forward passes (112/100/80)."""
     assert 2 * belady_loads([[0], [1, 2], [3], [3], [1, 2], [0]], 2) == 12
     trace = [[i] for i in [*range(40), *reversed(range(40))]]
     for k in range(4, 41):
@@ -72,13 +72,23 @@ def test_belady_refuses_too_few_blocks():
 def test_golden_values_of_the_official_search(shape, budget, golden):
     sizes, steps = paper.gpt2_tensors(*shape)
     plan = paper.search(sizes, steps, budget)
-    got = (sum(sizes), plan.chunk_size, plan.blocks, plan.chunks, plan.moves, plan.waste, plan.objective)
+    got = (
+        sum(sizes),
+        plan.chunk_size,
+        plan.blocks,
+        plan.chunks,
+        plan.moves,
+        plan.waste,
+        plan.objective,
+    )
     assert got == golden
 
 
-@pytest.mark.parametrize(("shape", "budget"), [((1024, 24), 10**8), ((3072, 32), 10**9), ((4096, 48), 4 * 10**9)])
+@pytest.mark.parametrize(
+    ("shape", "budget"), [((1024, 24), 10**8), ((3072, 32), 10**9), ((4096, 48), 4 * 10**9)]
+)
 def test_uneven_chunks_reach_the_bound(shape, budget):
-    """2 * total - M + 2C loaded elements (C of the official plan), within 1 %; never above that plan."""
+    """2 * total - M + 2C elements (C of the official plan), within 1 %; never above it."""
     sizes, steps = paper.gpt2_tensors(*shape)
     official = paper.search(sizes, steps, budget)
     capacity = budget - 2 * official.chunk_size
@@ -121,9 +131,11 @@ def test_paper_search_ends_when_nothing_fits():
 
 def knapsack_milp(values, weights, capacity):
     done = milp(
-        -np.array(values), constraints=LinearConstraint(np.array([weights]), ub=capacity),
-        integrality=np.ones(len(values)), bounds=Bounds(0, 1),
-    )  # fmt: skip
+        -np.array(values),
+        constraints=LinearConstraint(np.array([weights]), ub=capacity),
+        integrality=np.ones(len(values)),
+        bounds=Bounds(0, 1),
+    )
     return -done.fun
 
 
@@ -136,7 +148,9 @@ def check_knapsack(count):
         capacity = draw.randint(0, 200)
         chosen = knapsack(values, weights, capacity)
         assert sum(weights[i] for i in chosen) <= capacity
-        assert sum(values[i] for i in chosen) == pytest.approx(knapsack_milp(values, weights, capacity), abs=1e-6)
+        assert sum(values[i] for i in chosen) == pytest.approx(
+            knapsack_milp(values, weights, capacity), abs=1e-6
+        )
 
 
 def test_placement_equals_milp():
@@ -223,7 +237,12 @@ def test_step_is_bounded_by_every_resource():
     for budget in (least_budget(model, batch), "2MiB", "64MiB"):
         plan = elixir.plan(model, batch, device_budget=budget, hardware=HARDWARE)
         p = plan.predicted
-        floor = max(p["compute"], p["loaded_bytes"] / HARDWARE.h2d, p["stored_bytes"] / HARDWARE.d2h, p["adam"])
+        floor = max(
+            p["compute"],
+            p["loaded_bytes"] / HARDWARE.h2d,
+            p["stored_bytes"] / HARDWARE.d2h,
+            p["adam"],
+        )
         assert p["seconds"] >= floor
 
 
@@ -232,7 +251,7 @@ def test_elixir_never_plans_a_slower_step_than_the_paper():
     least = least_budget(model, batch, policy="paper", recompute="none")
     for factor in (1.0, 1.5, 2.0):
         budget = int(least * factor)
-        options = dict(device_budget=budget, hardware=HARDWARE, recompute="none")
+        options = {"device_budget": budget, "hardware": HARDWARE, "recompute": "none"}
         ours = elixir.plan(model, batch, **options)
         theirs = elixir.plan(model, batch, policy="paper", **options)
         assert ours.predicted["seconds"] <= theirs.predicted["seconds"]
@@ -255,7 +274,7 @@ def test_override_patterns():
 
 def test_host_budget_moves_states_to_disk_or_is_refused():
     model, batch = gpt(), gpt_batch()
-    options = dict(device_budget=least_budget(model, batch), hardware=HARDWARE)
+    options = {"device_budget": least_budget(model, batch), "hardware": HARDWARE}
     roomy = elixir.plan(model, batch, **options)
     tight = roomy.host_bytes * 3 // 4
     with pytest.raises(elixir.InfeasiblePlanError, match="disk"):
@@ -280,7 +299,9 @@ def test_large_meta_model_is_planned_without_memory():
     with torch.device("meta"):
         model = GPT(vocab=50257, context=1024, dim=4096, layers=8, heads=32)
     tokens = torch.zeros(1, 1024, dtype=torch.long)
-    plan = elixir.plan(model, [tokens, tokens], device_budget="12GiB", dtype=torch.bfloat16, hardware=HARDWARE)
+    plan = elixir.plan(
+        model, [tokens, tokens], device_budget="12GiB", dtype=torch.bfloat16, hardware=HARDWARE
+    )
     assert plan.device_bytes <= plan.device_budget
     with pytest.raises(elixir.StalePlanError, match="meta"):
         elixir.initialize(model, plan=plan)
@@ -289,13 +310,13 @@ def test_large_meta_model_is_planned_without_memory():
 def test_bad_arguments_are_named():
     model, batch = gpt(), gpt_batch()
     for kw, text in (
-        (dict(device_budget="lots"), "device_budget='lots'"),
-        (dict(device_budget=0), "device_budget=0"),
-        (dict(device_budget="1MiB", policy="x"), "policy='x'"),
-        (dict(device_budget="1MiB", recompute="x"), "recompute='x'"),
-        (dict(device_budget="1MiB", prefetch=-1), "prefetch=-1"),
-        (dict(device_budget="1MiB", dtype=torch.int8), "dtype="),
-        (dict(device_budget="1MiB", world=0), "world=0"),
+        ({"device_budget": "lots"}, "device_budget='lots'"),
+        ({"device_budget": 0}, "device_budget=0"),
+        ({"device_budget": "1MiB", "policy": "x"}, "policy='x'"),
+        ({"device_budget": "1MiB", "recompute": "x"}, "recompute='x'"),
+        ({"device_budget": "1MiB", "prefetch": -1}, "prefetch=-1"),
+        ({"device_budget": "1MiB", "dtype": torch.int8}, "dtype="),
+        ({"device_budget": "1MiB", "world": 0}, "world=0"),
     ):
         with pytest.raises(ValueError, match=text):
             elixir.plan(model, batch, hardware=HARDWARE, **kw)

@@ -21,23 +21,24 @@ from torch import nn
 
 
 def draw_case(data, layers=(1, 3)):
-    model = dict(
-        dim=data.draw(st.sampled_from([16, 24, 32])), layers=data.draw(st.integers(*layers)),
-        tied=data.draw(st.booleans()),
-    )  # fmt: skip
-    plan = dict(
-        recompute=data.draw(st.sampled_from(["none", "all", "auto"])),
-        prefetch=data.draw(st.integers(0, 3)),
-        policy=data.draw(st.sampled_from(["elixir", "elixir", "paper"])),
-        disk=data.draw(st.booleans()),
-    )
-    run = dict(
-        accumulate=data.draw(st.sampled_from([1, 1, 2])),
-        clip=data.draw(st.sampled_from([None, 1e-3, 10.0])),
-        step_in_backward=data.draw(st.booleans()),
-        budget=data.draw(st.floats(0, 3)),
-        mover=data.draw(st.sampled_from(["plain", "adversarial"])),
-    )
+    model = {
+        "dim": data.draw(st.sampled_from([16, 24, 32])),
+        "layers": data.draw(st.integers(*layers)),
+        "tied": data.draw(st.booleans()),
+    }
+    plan = {
+        "recompute": data.draw(st.sampled_from(["none", "all", "auto"])),
+        "prefetch": data.draw(st.integers(0, 3)),
+        "policy": data.draw(st.sampled_from(["elixir", "elixir", "paper"])),
+        "disk": data.draw(st.booleans()),
+    }
+    run = {
+        "accumulate": data.draw(st.sampled_from([1, 1, 2])),
+        "clip": data.draw(st.sampled_from([None, 1e-3, 10.0])),
+        "step_in_backward": data.draw(st.booleans()),
+        "budget": data.draw(st.floats(0, 3)),
+        "mover": data.draw(st.sampled_from(["plain", "adversarial"])),
+    }
     return model, plan, run
 
 
@@ -53,9 +54,15 @@ def check_case(case, tmp_path, steps=4):
         plan = plan.override("*", tier="disk") if run["budget"] > 2 else plan
     mover = AdversarialMover() if run["mover"] == "adversarial" else None
     got = elixir_steps(
-        model, batches, plan, accumulate=run["accumulate"], max_grad_norm=run["clip"], mover=mover,
-        step_in_backward=run["step_in_backward"], disk_folder=tmp_path,
-    )  # fmt: skip
+        model,
+        batches,
+        plan,
+        accumulate=run["accumulate"],
+        max_grad_norm=run["clip"],
+        mover=mover,
+        step_in_backward=run["step_in_backward"],
+        disk_folder=tmp_path,
+    )
     assert_same(expected, got)
     engine = model._elixir_engine
     assert engine.arena.size + plan.activation_bytes + plan.gradient_bytes <= plan.device_budget
@@ -63,9 +70,11 @@ def check_case(case, tmp_path, steps=4):
 
 
 @settings(
-    max_examples=15, deadline=None, derandomize=True,
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 @given(st.data())
 def test_bit_equal_to_plain_training(tmp_path, data):
     check_case(draw_case(data), tmp_path)
@@ -121,7 +130,9 @@ def test_strict_device_refuses_what_exceeds_the_budget():
 def test_predicted_peak_of_activations_is_exact():
     model, batch = gpt(), gpt_batch()
     for recompute in ("none", "all"):
-        plan = elixir.plan(model, batch, device_budget="1GiB", hardware=HARDWARE, recompute=recompute)
+        plan = elixir.plan(
+            model, batch, device_budget="1GiB", hardware=HARDWARE, recompute=recompute
+        )
         clone = gpt()
         fresh, optimizer = elixir.initialize(clone, plan=plan)
         with LiveBytes() as live:
@@ -149,7 +160,9 @@ def test_loads_follow_2n_minus_k(blocks):
     """Closed form: 2n - k loads, less one: the first layer's backward needs no weight."""
     model, x = Chain(), torch.randn(4, 32)
     size = 32 * 32 * 4
-    plan = elixir.plan(model, x, device_budget="1MiB", hardware=HARDWARE, prefetch=0, recompute="none")
+    plan = elixir.plan(
+        model, x, device_budget="1MiB", hardware=HARDWARE, prefetch=0, recompute="none"
+    )
     from dataclasses import replace
 
     chunks = tuple(
@@ -157,7 +170,12 @@ def test_loads_follow_2n_minus_k(blocks):
     )
     steps = tuple((i,) for i in [*range(6), *range(5, 0, -1)])
     plan = replace(
-        plan, chunks=chunks, steps=steps, forward_steps=6, cache_bytes=blocks * size, resident_bytes=0
+        plan,
+        chunks=chunks,
+        steps=steps,
+        forward_steps=6,
+        cache_bytes=blocks * size,
+        resident_bytes=0,
     )
     model, optimizer = elixir.initialize(model, plan=plan)
     model(x).backward()
@@ -252,8 +270,12 @@ def test_frozen_parameters_stay_and_cost_no_states():
     batches = [gpt_batch(i) for i in range(3)]
     expected = plain_steps(make(), batches)
     model = make()
-    plan = elixir.plan(model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE)
-    assert sum(c.trainable for c in plan.chunks) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
+    assert sum(c.trainable for c in plan.chunks) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
     assert_same(expected, elixir_steps(model, batches, plan))
 
 
@@ -262,7 +284,9 @@ def test_in_place_edit_of_an_absent_parameter_is_refused_and_edit_takes_it():
     expected_model = gpt()
     first = elixir.optim.AdamW(expected_model.parameters(), lr=1e-2)
     model = gpt()
-    plan = elixir.plan(model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE)
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
     model, optimizer = elixir.initialize(model, plan=plan, lr=1e-2)
     for batch in batches:
         for m, o in ((expected_model, first), (model, optimizer)):
@@ -295,7 +319,9 @@ def test_exception_in_forward_then_a_clean_step():
     batches = [gpt_batch(i) for i in range(3)]
     expected = plain_steps(Fragile(), batches)
     model = Fragile()
-    plan = elixir.plan(model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE)
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
     model, optimizer = elixir.initialize(model, plan=plan, lr=1e-2, poison=True)
     losses = []
     for batch in batches:
@@ -380,9 +406,12 @@ def test_low_precision_keeps_fp32_masters(dtype):
     expected = plain_steps(reference, batches)
     model = gpt().to(dtype)
     plan = elixir.plan(
-        model, batches[0], device_budget=least_budget(model, batches[0], dtype=dtype), hardware=HARDWARE,
+        model,
+        batches[0],
+        device_budget=least_budget(model, batches[0], dtype=dtype),
+        hardware=HARDWARE,
         dtype=dtype,
-    )  # fmt: skip
+    )
     got = elixir_steps(model, batches, plan)
     assert_same(expected, got)
 
@@ -410,8 +439,12 @@ def test_stepping_in_backward_with_a_small_undo_budget():
     batches = [gpt_batch(i) for i in range(4)]
     expected = plain_steps(gpt(), batches, clip=0.5)
     model = gpt()
-    plan = elixir.plan(model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE)
-    got = elixir_steps(model, batches, plan, max_grad_norm=0.5, step_in_backward=True, undo_budget=50_000)
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
+    got = elixir_steps(
+        model, batches, plan, max_grad_norm=0.5, step_in_backward=True, undo_budget=50_000
+    )
     assert_same(expected, got)
     assert got[2].undone > 0
 
@@ -439,7 +472,9 @@ def test_any_torch_optimizer(name):
         inner.step()
         inner.zero_grad()
     model = gpt()
-    plan = elixir.plan(model, batches[0], "other", device_budget=least_budget(model, batches[0]), hardware=HARDWARE)
+    plan = elixir.plan(
+        model, batches[0], "other", device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
     got = elixir_steps(model, batches, plan, cls=cls)
     assert got[0] == losses
 
@@ -462,12 +497,17 @@ def test_groups_and_schedulers_and_torch_state_dict():
     def groups(model):
         decay = [p for p in model.parameters() if p.dim() > 1]
         rest = [p for p in model.parameters() if p.dim() <= 1]
-        return [dict(params=decay, weight_decay=0.1), dict(params=rest, weight_decay=0.0, lr=3e-3)]
+        return [
+            {"params": decay, "weight_decay": 0.1},
+            {"params": rest, "weight_decay": 0.0, "lr": 3e-3},
+        ]
 
     reference = gpt()
     first = elixir.optim.AdamW(groups(reference), lr=1e-2)
     model = gpt()
-    plan = elixir.plan(model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE)
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
     model, second = elixir.initialize(model, plan=plan, lr=1e-2, params=groups(model))
     schedules = [torch.optim.lr_scheduler.StepLR(o, 1, 0.5) for o in (first, second)]
     for batch in batches:
@@ -503,7 +543,9 @@ def test_evaluation_between_steps():
     batches = [gpt_batch(i) for i in range(3)]
     expected = plain_steps(gpt(), batches)
     model = gpt()
-    plan = elixir.plan(model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE)
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
     model, optimizer = elixir.initialize(model, plan=plan, lr=1e-2, poison=True)
     losses = []
     for batch in batches:
@@ -521,7 +563,9 @@ def test_evaluation_between_steps():
 def test_convolutions_keep_their_memory_format():
     def make():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4)
+        )
         return net.to(memory_format=torch.channels_last)
 
     x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)

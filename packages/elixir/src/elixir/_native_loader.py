@@ -29,7 +29,8 @@ def native() -> Any:
             _loaded = importlib.import_module("elixir._native")
         except ImportError as error:
             warnings.warn(
-                f"elixir's compiled kernels are absent ({error}); AdamW, copies and the planner run "
+                f"elixir's compiled kernels are absent ({error}); AdamW, copies and the planner "
+                f"run "
                 "on torch and Python, slower. `elixir doctor` says what is missing.",
                 RuntimeWarning,
                 stacklevel=2,
@@ -44,12 +45,21 @@ def cuda() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
         pointer = ctypes.c_void_p
         library.elixir_cuda_adamw.argtypes = [
-            ctypes.POINTER(ctypes.c_float), *[pointer] * 4, ctypes.c_int, pointer, ctypes.c_int,
-            ctypes.c_int64, pointer,
-        ]  # fmt: skip
+            ctypes.POINTER(ctypes.c_float),
+            *[pointer] * 4,
+            ctypes.c_int,
+            pointer,
+            ctypes.c_int,
+            ctypes.c_int64,
+            pointer,
+        ]
         library.elixir_cuda_not_finite.argtypes = [
-            pointer, ctypes.c_int, ctypes.c_int64, pointer, pointer,
-        ]  # fmt: skip
+            pointer,
+            ctypes.c_int,
+            ctypes.c_int64,
+            pointer,
+            pointer,
+        ]
         return library
     return None
 

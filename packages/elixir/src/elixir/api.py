@@ -96,7 +96,7 @@ def plan(
         rates = Hardware.measure(device)
     else:
         rates = Hardware.load(hardware)
-    options: dict[str, Any] = dict(loss_fn=loss_fn, dtype=dtype)
+    options: dict[str, Any] = {"loss_fn": loss_fn, "dtype": dtype}
     blocks = find_blocks(model)
     if recompute == "auto":
         first = profile(model, batch, **options)
@@ -114,12 +114,22 @@ def plan(
         variants.append(Variant(names, found))
     compute = dtype or next(p.dtype for p in model.parameters())
     request = Request(
-        device_budget=budget, host_budget=host, hardware=rates, policy=policy, device=device,
-        dtype=str(compute).removeprefix("torch."), optimizer=optimizer, moments=moments,
-        prefetch=prefetch, step_in_backward=step_in_backward, world=world, use_disk=disk,
-        activation_margin=1.15 if device.startswith("cuda") else 1.0, batch=describe(batch),
+        device_budget=budget,
+        host_budget=host,
+        hardware=rates,
+        policy=policy,
+        device=device,
+        dtype=str(compute).removeprefix("torch."),
+        optimizer=optimizer,
+        moments=moments,
+        prefetch=prefetch,
+        step_in_backward=step_in_backward,
+        world=world,
+        use_disk=disk,
+        activation_margin=1.15 if device.startswith("cuda") else 1.0,
+        batch=describe(batch),
         batch_bytes=batch_bytes(batch),
-    )  # fmt: skip
+    )
     return search(variants, request)
 
 
@@ -148,13 +158,15 @@ def initialize(
     model
         The planned module, with values; its forward pass and ``backward()`` then work as before.
     optimizer_cls
-        ``torch.optim.AdamW``, ``torch.optim.Adam`` or ``elixir.optim.AdamW`` run on the fused kernels;
+        ``torch.optim.AdamW``, ``torch.optim.Adam`` or ``elixir.optim.AdamW`` run on the fused
+        kernels;
         any other torch optimizer runs on host copies of the parameters.
     plan
         A :class:`Plan` for this model.
     **kwargs
         ``params`` (groups of the model's parameters), ``max_grad_norm``, ``loss_scale``,
-        ``mover``, ``poison``, ``disk_folder``, ``process_group``; everything else goes to the optimizer.
+        ``mover``, ``poison``, ``disk_folder``, ``process_group``; everything else goes to the
+        optimizer.
 
     Returns
     -------

@@ -1,7 +1,8 @@
 """Checkpoints that any plan and any number of ranks can load.
 
 A checkpoint is per parameter: name, shape, and flat pieces ``[low, high)`` of master and moments,
-never the chunk layout. The manifest is replaced last, so a kill leaves the old checkpoint or the new.
+never the chunk layout. The manifest is replaced last, so a kill leaves the old checkpoint or the
+new.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ SCHEMA = 1
 KEYS = ("master", "exp_avg", "exp_avg_sq")
 
 
-def save(folder: str | Path, optimizer: ChunkOptimizer, extra: dict[str, Any] | None = None) -> None:
+def save(
+    folder: str | Path, optimizer: ChunkOptimizer, extra: dict[str, Any] | None = None
+) -> None:
     """Write model and optimizer; every rank calls it.
 
     Parameters
@@ -41,7 +44,9 @@ def save(folder: str | Path, optimizer: ChunkOptimizer, extra: dict[str, Any] | 
     """
     engine = optimizer.engine
     if optimizer.states is None:
-        raise ValueError("optimizer: checkpoints hold AdamW states; save other optimizers with state_dict")
+        raise ValueError(
+            "optimizer: checkpoints hold AdamW states; save other optimizers with state_dict"
+        )
     target = Path(folder)
     engine.settle()
     name = _shared(f"data-{uuid.uuid4().hex[:12]}", engine)
@@ -80,18 +85,24 @@ def save(folder: str | Path, optimizer: ChunkOptimizer, extra: dict[str, Any] | 
             "files": entries,
             "parameters": {
                 s.name: {
-                    "shape": s.size, "stride": s.stride,
+                    "shape": s.size,
+                    "stride": s.stride,
                     "step": optimizer.states.slots[s.name].step if s.trainable else 0,
                 }
-                for c in engine.chunks for s in c.slots
+                for c in engine.chunks
+                for s in c.slots
             },
             "groups": [
-                {k: v for k, v in g.items() if k != "params" and isinstance(v, int | float | list | tuple)}
+                {
+                    k: v
+                    for k, v in g.items()
+                    if k != "params" and isinstance(v, int | float | list | tuple)
+                }
                 for g in optimizer.param_groups
             ],
             "loss_scale": optimizer.scaler.scale if optimizer.scaler else None,
             "extra": extra or {},
-        }  # fmt: skip
+        }
         write_text(target / "manifest.json", json.dumps(manifest, indent=1) + "\n")
         for old in target.glob("data-*"):
             if old.name != name:
@@ -110,7 +121,9 @@ def load(folder: str | Path, optimizer: ChunkOptimizer) -> dict[str, Any]:
     """
     engine = optimizer.engine
     if optimizer.states is None:
-        raise ValueError("optimizer: checkpoints hold AdamW states; load other optimizers with load_state_dict")
+        raise ValueError(
+            "optimizer: checkpoints hold AdamW states; load other optimizers with load_state_dict"
+        )
     manifest = inspect(folder)
     if manifest["fingerprint"] != engine.plan.fingerprint:
         raise CorruptCheckpointError(f"{folder}: is a checkpoint of another model")
@@ -203,7 +216,9 @@ def reshard(folder: str | Path, out: str | Path, world: int) -> None:
     write_text(target / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
-def export_safetensors(folder: str | Path, out: str | Path, dtype: torch.dtype = torch.float32) -> int:
+def export_safetensors(
+    folder: str | Path, out: str | Path, dtype: torch.dtype = torch.float32
+) -> int:
     """Write a checkpoint's parameters and buffers as one safetensors file; return their number."""
     from elixir._files import write_with
 

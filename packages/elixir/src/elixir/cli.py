@@ -35,7 +35,11 @@ optimizer (keywords) and loss_fn(output, batch).
 """
 
 app = App(
-    name="elixir", help=HELP, help_epilogue=EXAMPLES, version=elixir.__version__, help_format="plaintext"
+    name="elixir",
+    help=HELP,
+    help_epilogue=EXAMPLES,
+    version=elixir.__version__,
+    help_format="plaintext",
 )
 ckpt = App(name="ckpt", help="Inspect, divide and export checkpoints.")
 app.command(ckpt)
@@ -89,7 +93,9 @@ def _model(what: str, batch: int, seq: int) -> tuple[Any, Any, Any]:
         try:
             from transformers import AutoConfig, AutoModelForCausalLM
         except ImportError:
-            raise ValueError(f"model={what!r}: needs transformers (pip install transformers)") from None
+            raise ValueError(
+                f"model={what!r}: needs transformers (pip install transformers)"
+            ) from None
         try:
             config = AutoConfig.from_pretrained(what.removeprefix("hf:"))
         except (OSError, ValueError) as error:
@@ -104,7 +110,9 @@ def _model(what: str, batch: int, seq: int) -> tuple[Any, Any, Any]:
 
 
 @app.command
-def hw(*, out: Path | None = None, device: str = "cpu", disk: Path | None = None, as_json: Json = False) -> int:
+def hw(
+    *, out: Path | None = None, device: str = "cpu", disk: Path | None = None, as_json: Json = False
+) -> int:
     """Measure this machine: copies, memory stream, AdamW, matrix products, disk.
 
     Parameters
@@ -166,14 +174,30 @@ def plan(
     network, inputs, loss_fn = _model(model, batch, seq)
     hardware = elixir.Hardware.load(hw) if hw else elixir.Hardware()
     made = elixir.plan(
-        network, inputs, device_budget=device_budget, host_budget=host_budget, recompute=recompute,
-        dtype=getattr(torch, dtype) if dtype else None, policy=policy, moments=moments, hardware=hardware,
-        device=device, disk=disk, world=world, step_in_backward=step_in_backward, loss_fn=loss_fn,
-    )  # fmt: skip
+        network,
+        inputs,
+        device_budget=device_budget,
+        host_budget=host_budget,
+        recompute=recompute,
+        dtype=getattr(torch, dtype) if dtype else None,
+        policy=policy,
+        moments=moments,
+        hardware=hardware,
+        device=device,
+        disk=disk,
+        world=world,
+        step_in_backward=step_in_backward,
+        loss_fn=loss_fn,
+    )
     if out is not None:
         made.save(out)
     if as_json:
-        print(json.dumps(made.predicted | {"device_bytes": made.device_bytes, "least_budget": made.least_budget}))
+        print(
+            json.dumps(
+                made.predicted
+                | {"device_bytes": made.device_bytes, "least_budget": made.least_budget}
+            )
+        )
     else:
         console.print(made.explain(), highlight=False)
     return 0
@@ -181,9 +205,14 @@ def plan(
 
 @app.command
 def explain(
-    plan: Path, *, model: str | None = None, what_if: str | None = None, batch: int = 4, seq: int = 1024,
+    plan: Path,
+    *,
+    model: str | None = None,
+    what_if: str | None = None,
+    batch: int = 4,
+    seq: int = 1024,
     to: Literal["text", "deepspeed", "fsdp2"] = "text",
-) -> int:  # fmt: skip
+) -> int:
     """Say what a plan does, what it would cost under other budgets, or write it for another engine.
 
     Parameters
@@ -215,25 +244,45 @@ def explain(
 
     network, inputs, loss_fn = _model(model, batch, seq)
     again = elixir.plan(
-        network, inputs, made.optimizer, device_budget=made.device_budget, loss_fn=loss_fn,
-        dtype=getattr(torch, made.dtype), hardware=elixir.Hardware(**made.hardware), device=made.device,
-    )  # fmt: skip
+        network,
+        inputs,
+        made.optimizer,
+        device_budget=made.device_budget,
+        loss_fn=loss_fn,
+        dtype=getattr(torch, made.dtype),
+        hardware=elixir.Hardware(**made.hardware),
+        device=made.device,
+    )
     rows = again.what_if([part.strip() for part in what_if.split(",")])
     _table(
         ["device budget", "seconds", "bytes in", "resident bytes", "recomputed"],
         [
-            [r["device_budget"], *(r.get(k, "infeasible") for k in ("seconds", "loaded_bytes", "resident_bytes", "recomputed"))]
+            [
+                r["device_budget"],
+                *(
+                    r.get(k, "infeasible")
+                    for k in ("seconds", "loaded_bytes", "resident_bytes", "recomputed")
+                ),
+            ]
             for r in rows
         ],
-    )  # fmt: skip
+    )
     return 0
 
 
 @app.command
 def train(
-    script: Path, *, plan: Path | None = None, device_budget: str | None = None, steps: int = 100,
-    seed: int = 0, save: Path | None = None, every: int = 100, device: str = "cpu", as_json: Json = False,
-) -> int:  # fmt: skip
+    script: Path,
+    *,
+    plan: Path | None = None,
+    device_budget: str | None = None,
+    steps: int = 100,
+    seed: int = 0,
+    save: Path | None = None,
+    every: int = 100,
+    device: str = "cpu",
+    as_json: Json = False,
+) -> int:
     """Train a script's model under a plan; a checkpoint in ``--save`` is continued.
 
     Parameters
@@ -268,8 +317,12 @@ def train(
         made = Plan.load(plan)
     else:
         first = next(iter(module.batches()))
-        made = make_plan(model, first, device_budget=device_budget or "", loss_fn=loss_fn, device=device)
-    model, optimizer = elixir.initialize(model, torch.optim.AdamW, plan=made, **getattr(module, "optimizer", {}))
+        made = make_plan(
+            model, first, device_budget=device_budget or "", loss_fn=loss_fn, device=device
+        )
+    model, optimizer = elixir.initialize(
+        model, torch.optim.AdamW, plan=made, **getattr(module, "optimizer", {})
+    )
     done, rows = 0, []
     if save is not None and (save / "manifest.json").exists():
         done = int(checkpoint.load(save, optimizer)["step"])
@@ -295,7 +348,10 @@ def train(
     if as_json:
         print(json.dumps(rows))
     elif rows:
-        console.print(f"steps {rows[0]['step']} to {rows[-1]['step']}: loss {rows[0]['loss']:.4f} -> {rows[-1]['loss']:.4f}")
+        console.print(
+            f"steps {rows[0]['step']} to {rows[-1]['step']}: loss {rows[0]['loss']:.4f} -> "
+            f"{rows[-1]['loss']:.4f}"
+        )
     else:
         console.print(f"nothing to do: the checkpoint has {done} steps")
     return 0
@@ -320,7 +376,9 @@ def trace(plan: Path, *, out: Path) -> int:
 
 
 @app.command
-def bench(what: Literal["adam", "mover"] = "adam", *, repeats: int = 5, as_json: Json = False) -> int:
+def bench(
+    what: Literal["adam", "mover"] = "adam", *, repeats: int = 5, as_json: Json = False
+) -> int:
     """Time AdamW passes against torch and the stream limit, or copies.
 
     Parameters
@@ -359,7 +417,10 @@ def inspect(folder: Path, *, as_json: Json = False) -> int:
         ["parameter", "shape", "step"],
         [[k, "x".join(map(str, v["shape"])), v["step"]] for k, v in found["parameters"].items()],
     )
-    console.print(f"{len(found['files'])} files, written by {found['world']} ranks; hashes agree", highlight=False)
+    console.print(
+        f"{len(found['files'])} files, written by {found['world']} ranks; hashes agree",
+        highlight=False,
+    )
     return 0
 
 
@@ -374,8 +435,13 @@ def reshard(folder: Path, *, out: Path, world: int) -> int:
 
 
 @ckpt.command
-def export(folder: Path, *, out: Path, to: Literal["safetensors", "dcp"] = "safetensors",
-           dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> int:  # fmt: skip
+def export(
+    folder: Path,
+    *,
+    out: Path,
+    to: Literal["safetensors", "dcp"] = "safetensors",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> int:
     """Write a checkpoint's parameters for other tools."""
     import torch
 
@@ -404,7 +470,7 @@ def doctor(*, as_json: Json = False) -> int:
 
 @app.command
 def demo(*, out: Path, seed: int = 0) -> int:
-    """A GPT with ten times the device's memory of state; writes result.json, report.html and figures.
+    """Train a GPT with ten times the device's memory of state; write a report and figures.
 
     Parameters
     ----------

@@ -51,16 +51,21 @@ def to_deepspeed(plan: Plan, *, batch_per_rank: int = 1) -> dict[str, Any]:
 def to_fsdp2(plan: Plan) -> str:
     """Return Python that applies ``fully_shard`` with the plan's tiers to a model."""
     offload = any(c.tier != "device" for c in plan.chunks)
-    policy = "CPUOffloadPolicy(pin_memory=torch.cuda.is_available())" if offload else "OffloadPolicy()"
+    policy = (
+        "CPUOffloadPolicy(pin_memory=torch.cuda.is_available())" if offload else "OffloadPolicy()"
+    )
     mixed = (
         "MixedPrecisionPolicy()"
         if plan.dtype == "float32"
         else f"MixedPrecisionPolicy(param_dtype=torch.{plan.dtype}, reduce_dtype=torch.float32)"
     )
-    names = sorted({n.rsplit(".", 2)[0] for c in plan.chunks for n in c.parameters if n.count(".") > 2})
+    names = sorted(
+        {n.rsplit(".", 2)[0] for c in plan.chunks for n in c.parameters if n.count(".") > 2}
+    )
     lines = [
         "import torch",
-        "from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard",
+        "from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, "
+        "OffloadPolicy, fully_shard",
         "",
         "",
         "def apply(model, mesh):",

@@ -8,12 +8,15 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg", force=False)
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 COLORS = {
-    "resident": "#8c96a8", "cache": "#3b6fb6", "gradients": "#d98c3f", "activations": "#5aa469",
-}  # fmt: skip
+    "resident": "#8c96a8",
+    "cache": "#3b6fb6",
+    "gradients": "#d98c3f",
+    "activations": "#5aa469",
+}
 
 
 def _axes(size: tuple[float, float] = (6.4, 3.6)) -> tuple[Figure, Any]:
@@ -26,7 +29,9 @@ def loss_curves(unlimited: Sequence[float], limited: Sequence[float], share: flo
     """Draw both loss curves; they lie on top of each other."""
     figure, axes = _axes()
     axes.plot(unlimited, color="#c9ced8", linewidth=6, label="all in memory (plain PyTorch)")
-    axes.plot(limited, color="#3b6fb6", linewidth=1.5, label=f"device holds 1/{share:.0f} of the state")
+    axes.plot(
+        limited, color="#3b6fb6", linewidth=1.5, label=f"device holds 1/{share:.0f} of the state"
+    )
     axes.set(xlabel="step", ylabel="cross entropy per byte (nats)")
     axes.legend(frameon=False)
     return figure
@@ -40,7 +45,11 @@ def memory_timeline(samples: Mapping[str, Sequence[float]], budget: float) -> Fi
     axes.stackplot(range(len(mib[0])), *mib, labels=names, colors=[COLORS[n] for n in names])
     axes.axhline(budget / 2**20, color="#b03030", linewidth=1.4)
     axes.text(0, budget / 2**20, " device budget", color="#b03030", va="bottom", fontsize=9)
-    axes.set(xlabel="operator of a training step", ylabel="device memory (MiB)", xlim=(0, len(mib[0]) - 1))
+    axes.set(
+        xlabel="operator of a training step",
+        ylabel="device memory (MiB)",
+        xlim=(0, len(mib[0]) - 1),
+    )
     axes.set_ylim(0, budget / 2**20 * 1.35)
     axes.legend(frameon=False, loc="upper right", ncols=len(names), fontsize=8)
     return figure
@@ -50,8 +59,16 @@ def traffic_law(rows: Sequence[Mapping[str, float]], layers: int) -> Figure:
     """Draw measured loads against the closed form 2n - k."""
     figure, axes = _axes()
     blocks = [r["blocks"] for r in rows]
-    axes.plot(blocks, [r["law"] for r in rows], color="#c9ced8", linewidth=6, label=f"2n - k, n = {layers}")
-    axes.plot(blocks, [r["loads"] for r in rows], "o", color="#3b6fb6", label="loads counted in training")
+    axes.plot(
+        blocks,
+        [r["law"] for r in rows],
+        color="#c9ced8",
+        linewidth=6,
+        label=f"2n - k, n = {layers}",
+    )
+    axes.plot(
+        blocks, [r["loads"] for r in rows], "o", color="#3b6fb6", label="loads counted in training"
+    )
     axes.set(xlabel="blocks k of the cache", ylabel="chunk loads per step", ylim=(0, None))
     axes.legend(frameon=False)
     return figure
@@ -69,7 +86,7 @@ def throughput(rows: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def roofline(rows: Sequence[Mapping[str, Any]], stream: float) -> Figure:
-    """Draw the memory rate of each AdamW pass against the machine's stream limit (bytes per second)."""
+    """Draw the memory rate of each AdamW pass against the stream limit (bytes per second)."""
     figure, axes = _axes((6.4, 3.2))
     names = [str(r["name"]) for r in rows]
     axes.barh(names, [r["bytes_per_second"] / 1e9 for r in rows], color="#3b6fb6", height=0.55)

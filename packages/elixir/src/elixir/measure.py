@@ -45,17 +45,43 @@ def adam_rates(numel: int = 1 << 23, repeats: int = 5) -> tuple[list[dict[str, A
     m8, v8 = torch.zeros(numel, dtype=torch.int8), torch.zeros(numel, dtype=torch.uint8)
     scales = (torch.zeros(-(-numel // 2048)), torch.zeros(-(-numel // 2048)))
     count = torch.tensor(1.0)
-    options: dict[str, Any] = dict(lr=1e-4, step=10)
+    options: dict[str, Any] = {"lr": 1e-4, "step": 10}
     module = native()
 
     def fused() -> None:
-        torch._fused_adamw_([p], [g], [m], [v], [], [count], lr=1e-4, beta1=0.9, beta2=0.999,
-                            weight_decay=0.01, eps=1e-8, amsgrad=False, maximize=False)  # fmt: skip
+        torch._fused_adamw_(
+            [p],
+            [g],
+            [m],
+            [v],
+            [],
+            [count],
+            lr=1e-4,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.01,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def separate() -> None:
         wide = g16.float()
-        torch._fused_adamw_([p], [wide], [m], [v], [], [count], lr=1e-4, beta1=0.9, beta2=0.999,
-                            weight_decay=0.01, eps=1e-8, amsgrad=False, maximize=False)  # fmt: skip
+        torch._fused_adamw_(
+            [p],
+            [wide],
+            [m],
+            [v],
+            [],
+            [count],
+            lr=1e-4,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.01,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
         low.copy_(p)
 
     def stream() -> None:
@@ -102,7 +128,7 @@ class Chain(nn.Module):
         return x.square().mean()
 
 
-def traffic_rows(layers: int = 12, dim: int = 32) -> list[dict[str, float]]:
+def traffic_rows(layers: int = 12, dim: int = 32) -> list[dict[str, Any]]:
     """Count loads of a chain in training for every cache size, beside the law 2n - k.
 
     The input requires a gradient, so every layer's weight is read in the backward pass too.
@@ -111,14 +137,23 @@ def traffic_rows(layers: int = 12, dim: int = 32) -> list[dict[str, float]]:
     size = dim * dim * 4
     x = torch.randn(4, dim, requires_grad=True)
     for blocks in range(1, layers + 1):
-        model = Chain(layers, dim)
-        made = plan(model, x, device_budget="64MiB", hardware=Hardware(), recompute="none", prefetch=0)
+        model: nn.Module = Chain(layers, dim)
+        made = plan(
+            model, x, device_budget="64MiB", hardware=Hardware(), recompute="none", prefetch=0
+        )
         chunks = tuple(
-            ChunkPlan((f"layers.{i}.weight",), (0,), size, dim * dim, gradients=(1,)) for i in range(layers)
+            ChunkPlan((f"layers.{i}.weight",), (0,), size, dim * dim, gradients=(1,))
+            for i in range(layers)
         )
         steps = tuple((i,) for i in [*range(layers), *reversed(range(layers))])
-        made = replace(made, chunks=chunks, steps=steps, forward_steps=layers,
-                       cache_bytes=blocks * size, resident_bytes=0)  # fmt: skip
+        made = replace(
+            made,
+            chunks=chunks,
+            steps=steps,
+            forward_steps=layers,
+            cache_bytes=blocks * size,
+            resident_bytes=0,
+        )
         model, optimizer = initialize(model, plan=made)
         model(x).backward()
         loads = model._elixir_engine.cache.loads  # type: ignore[union-attr]
@@ -127,7 +162,9 @@ def traffic_rows(layers: int = 12, dim: int = 32) -> list[dict[str, float]]:
     return rows
 
 
-def train_steps(model: nn.Module, optimizer: Any, batches: Sequence[Any]) -> tuple[list[float], list[float]]:
+def train_steps(
+    model: nn.Module, optimizer: Any, batches: Sequence[Any]
+) -> tuple[list[float], list[float]]:
     """Train on batches; return losses and seconds per step."""
     losses, seconds = [], []
     for batch in batches:
@@ -142,7 +179,7 @@ def train_steps(model: nn.Module, optimizer: Any, batches: Sequence[Any]) -> tup
 
 
 def calibrated(made: Plan, seconds: float) -> Plan:
-    """Return a plan whose compute time per step of the trace sums to a measured time, re-simulated."""
+    """Return a plan re-simulated with compute times that sum to a measured time."""
     from elixir.planner.simulate import ChunkCost, simulate
 
     factor = seconds / max(sum(made.step_seconds), 1e-12)
@@ -151,17 +188,26 @@ def calibrated(made: Plan, seconds: float) -> Plan:
     state = 8 if itemsize == 4 else 12
     line = simulate(
         [ChunkCost(c.bytes, c.trainable, c.tier, state, itemsize) for c in made.chunks],
-        made.steps, made.forward_steps, per_step, made.cache_bytes, Hardware(**made.hardware),
-        prefetch=made.prefetch, step_in_backward=made.step_in_backward,
-    )  # fmt: skip
+        made.steps,
+        made.forward_steps,
+        per_step,
+        made.cache_bytes,
+        Hardware(**made.hardware),
+        prefetch=made.prefetch,
+        step_in_backward=made.step_in_backward,
+    )
     predicted = {k: float(getattr(line, k)) for k in made.predicted}
     return replace(made, step_seconds=per_step, predicted=predicted)
 
 
 def budget_rows(
-    make: Callable[[], nn.Module], batches: Sequence[Any], budgets: Sequence[int], rate: float,
-    hardware: Hardware, repeats: int = 5,
-) -> list[dict[str, float]]:  # fmt: skip
+    make: Callable[[], nn.Module],
+    batches: Sequence[Any],
+    budgets: Sequence[int],
+    rate: float,
+    hardware: Hardware,
+    repeats: int = 5,
+) -> list[dict[str, float]]:
     """Measure and predict the step time for several budgets with copies throttled to ``rate``."""
     throttled = hardware.emulating(h2d=rate)
     rows = []
@@ -181,11 +227,15 @@ def budget_rows(
         mover = HostMover(rate, rate, throttled.latency)
         model, optimizer = initialize(model, plan=made, mover=mover, lr=1e-3)
         _, seconds = train_steps(model, optimizer, list(batches[: repeats + 1]))
-        rows.append({
-            "budget": float(budget), "predicted": made.predicted["seconds"],
-            "measured": statistics.median(seconds[1:]), "compute": base,
-            "loaded": made.predicted["loaded_bytes"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "budget": float(budget),
+                "predicted": made.predicted["seconds"],
+                "measured": statistics.median(seconds[1:]),
+                "compute": base,
+                "loaded": made.predicted["loaded_bytes"],
+            }
+        )
         optimizer.close()
     return rows
 
@@ -199,7 +249,9 @@ def memory_samples(model: nn.Module, batch: Any, made: Plan) -> dict[str, list[f
             super().__init__()
             self.rows: list[tuple[float, float, float]] = []
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             out = super().__torch_dispatch__(func, types, args, kwargs)
             held = sum(engine.chunks[c].plan.bytes for c in engine.cache.offset)
             self.rows.append((made.resident_bytes, held, self.live))
@@ -220,12 +272,20 @@ def doctor() -> list[tuple[str, str, str]]:
     rows = [
         ("python", platform.python_version(), ""),
         ("torch", torch.__version__, ""),
-        ("compiled kernels", ", ".join(available()), "" if module else "install a C++17 compiler and CMake, then reinstall"),
+        (
+            "compiled kernels",
+            ", ".join(available()),
+            "" if module else "install a C++17 compiler and CMake, then reinstall",
+        ),
         ("CUDA device", torch.cuda.get_device_name() if torch.cuda.is_available() else "none", ""),
-        ("CUDA kernels", "built" if cuda() else "absent", "" if cuda() else "ELIXIR_CUDA=1 pip install ./packages/elixir"),
+        (
+            "CUDA kernels",
+            "built" if cuda() else "absent",
+            "" if cuda() else "ELIXIR_CUDA=1 pip install ./packages/elixir",
+        ),
         ("compiler", shutil.which("g++") or "none", ""),
         ("nvcc", shutil.which("nvcc") or "none", ""),
-    ]  # fmt: skip
+    ]
     try:
         import resource
 

@@ -8,9 +8,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 GPT2_SHAPES = {
-    "400M": (1024, 24, 16), "1B": (1536, 32, 24), "4B": (3072, 32, 24), "10B": (4096, 48, 32),
-    "15B": (8192, 18, 64), "20B": (8192, 24, 64), "25B": (8192, 30, 64), "30B": (8192, 36, 64),
-}  # fmt: skip
+    "400M": (1024, 24, 16),
+    "1B": (1536, 32, 24),
+    "4B": (3072, 32, 24),
+    "10B": (4096, 48, 32),
+    "15B": (8192, 18, 64),
+    "20B": (8192, 24, 64),
+    "25B": (8192, 30, 64),
+    "30B": (8192, 36, 64),
+}
 """Hidden size, layers, heads of the paper's benchmark (``example/common/models.py``)."""
 
 
@@ -27,10 +33,15 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
         """Return attention and feed-forward added to the input."""
         b, t, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.norm1(x))
+            .view(b, t, 3, self.heads, d // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(y.transpose(1, 2).reshape(b, t, d))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        out: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return out
 
 
 class GPT(nn.Module):
@@ -45,9 +56,15 @@ class GPT(nn.Module):
     """
 
     def __init__(
-        self, vocab: int = 256, context: int = 64, dim: int = 128, layers: int = 4, heads: int = 4,
-        *, tied: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        vocab: int = 256,
+        context: int = 64,
+        dim: int = 128,
+        layers: int = 4,
+        heads: int = 4,
+        *,
+        tied: bool = True,
+    ) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(vocab, dim), nn.Embedding(context, dim)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(layers))
@@ -66,7 +83,10 @@ class GPT(nn.Module):
         x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), targets.flatten())
+        loss: Tensor = F.cross_entropy(
+            self.head(self.norm(x)).flatten(0, 1).float(), targets.flatten()
+        )
+        return loss
 
 
 class MoE(nn.Module):

@@ -26,10 +26,16 @@ def simulate_plan(plan: Plan) -> Timeline:
         for c in plan.chunks
     ]
     return simulate(
-        costs, plan.steps, plan.forward_steps, plan.step_seconds, plan.cache_bytes,
-        Hardware(**plan.hardware), prefetch=plan.prefetch, step_in_backward=plan.step_in_backward,
+        costs,
+        plan.steps,
+        plan.forward_steps,
+        plan.step_seconds,
+        plan.cache_bytes,
+        Hardware(**plan.hardware),
+        prefetch=plan.prefetch,
+        step_in_backward=plan.step_in_backward,
         keep_events=True,
-    )  # fmt: skip
+    )
 
 
 def perfetto(plan: Plan, line: Timeline) -> dict[str, Any]:
@@ -41,9 +47,15 @@ def perfetto(plan: Plan, line: Timeline) -> dict[str, Any]:
     for lane, what, begin, end in line.events:
         name = f"step {what}" if lane == "compute" else f"chunk {what}"
         events.append(
-            {"ph": "X", "pid": 1, "tid": LANES.index(lane), "name": name, "ts": begin * 1e6,
-             "dur": (end - begin) * 1e6}
-        )  # fmt: skip
+            {
+                "ph": "X",
+                "pid": 1,
+                "tid": LANES.index(lane),
+                "name": name,
+                "ts": begin * 1e6,
+                "dur": (end - begin) * 1e6,
+            }
+        )
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"plan": repr(plan)}}
 
 
@@ -54,18 +66,27 @@ def write_trace(plan: Plan, out: Path) -> Path:
     picture, page = out.with_suffix(".png"), out.with_suffix(".html")
     figure, axes = figures._axes((7.2, 2.6))
     for lane, _, begin, end in line.events:
-        axes.barh(LANES.index(lane), (end - begin) * 1e3, left=begin * 1e3, height=0.6, color="#3b6fb6")
+        axes.barh(
+            LANES.index(lane), (end - begin) * 1e3, left=begin * 1e3, height=0.6, color="#3b6fb6"
+        )
     axes.set_yticks(range(len(LANES)), LANES)
     axes.invert_yaxis()
     axes.set_xlabel("predicted step (ms)")
     write_with(picture, lambda path: figures.save(figure, path))
-    traffic = [
-        ["loads", line.loads], ["in", format_bytes(line.loaded_bytes)], ["out", format_bytes(line.stored_bytes)],
+    traffic: list[list[Any]] = [
+        ["loads", line.loads],
+        ["in", format_bytes(line.loaded_bytes)],
+        ["out", format_bytes(line.stored_bytes)],
         ["compute waits", f"{line.stall * 1e3:.3g} ms"],
-    ]  # fmt: skip
+    ]
     write_report(
-        page, "elixir: a predicted step", repr(plan),
-        [Section("Resources", figures=[picture.name]), Section("Traffic", columns=["what", "value"], rows=traffic),
-         Section("The plan", plan.explain())],
-    )  # fmt: skip
+        page,
+        "elixir: a predicted step",
+        repr(plan),
+        [
+            Section("Resources", figures=[picture.name]),
+            Section("Traffic", columns=["what", "value"], rows=traffic),
+            Section("The plan", plan.explain()),
+        ],
+    )
     return page

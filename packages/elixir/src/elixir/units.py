@@ -15,7 +15,8 @@ def parse_bytes(value: int | float | str, argument: str = "size") -> int:
     Parameters
     ----------
     value
-        A number of bytes, or text such as ``"20GiB"``, ``"512 MB"``, ``"4096"``; a bare ``K``, ``M``,
+        A number of bytes, or text such as ``"20GiB"``, ``"512 MB"``, ``"4096"``; a bare ``K``,
+        ``M``,
         ``G`` or ``T`` is binary.
     argument
         Name used in the error message.
@@ -35,7 +36,9 @@ def parse_bytes(value: int | float | str, argument: str = "size") -> int:
     else:
         found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", value)
         if not found or found[2] not in _UNITS:
-            raise ValueError(f"{argument}={value!r}: allowed are bytes or text such as 20GiB, 512MB")
+            raise ValueError(
+                f"{argument}={value!r}: allowed are bytes or text such as 20GiB, 512MB"
+            )
         number, unit = float(found[1]), found[2]
     size = int(number * _UNITS[unit])
     if size <= 0:

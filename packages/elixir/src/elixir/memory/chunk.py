@@ -74,7 +74,9 @@ class Chunk:
     def to(self, state: State) -> None:
         """Change state; an illegal edge is a fault of the runtime and raises."""
         if (self.state, state) not in LEGAL:
-            raise RuntimeError(f"chunk {self.index}: {self.state.value} -> {state.value} is illegal")
+            raise RuntimeError(
+                f"chunk {self.index}: {self.state.value} -> {state.value} is illegal"
+            )
         self.state = state
 
     @property
@@ -86,4 +88,3 @@ class Chunk:
         """Return a slot's elements of a flat tensor laid out as this chunk."""
         begin = slot.offset // self.dtype.itemsize
         return base[begin : begin + slot.numel]
-

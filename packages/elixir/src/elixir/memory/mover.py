@@ -216,7 +216,7 @@ class DiskFile:
 
     def write(self, tensor: Tensor, offset: int = 0) -> None:
         """Write a contiguous tensor at a byte offset."""
-        data = memoryview(tensor.view(torch.uint8).numpy())
+        data = memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
         done = 0
         while done < len(data):
             done += os.pwrite(self.descriptor, data[done:], offset + done)
@@ -230,7 +230,7 @@ class DiskFile:
         OSError
             If the file ends early.
         """
-        data = memoryview(tensor.view(torch.uint8).numpy())
+        data = memoryview(tensor.view(torch.uint8).numpy())  # type: ignore[arg-type]
         done = 0
         while done < len(data):
             count = os.preadv(self.descriptor, [data[done:]], offset + done)

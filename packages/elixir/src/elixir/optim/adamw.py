@@ -45,20 +45,24 @@ class AdamW(torch.optim.Optimizer):
         maximize: bool = False,
     ) -> None:
         check_hyperparameters(lr, betas, eps, weight_decay)
-        defaults = dict(
-            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize
-        )
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            options = {k: group[k] for k in ("lr", "betas", "eps", "weight_decay")}
+            options: dict[str, Any] = {k: group[k] for k in ("lr", "betas", "eps", "weight_decay")}
             options["scale"] = -1.0 if group["maximize"] else 1.0
             for p in group["params"]:
                 if p.grad is None:
@@ -81,7 +85,8 @@ class AdamW(torch.optim.Optimizer):
                         gradient.copy_(p.grad)
                     line = (p.numel(),), (1,)
                     flat = [t.as_strided(*line) for t in (master, *moments, gradient)]
-                    adamw_(*flat, low=None if master is p else p.as_strided(*line), **options)
+                    low = None if master is p else p.as_strided(*line)
+                    adamw_(flat[0], flat[1], flat[2], flat[3], low, **options)
                 else:
                     adamw_reference_(master, *moments, p.grad, **options)
                     if master is not p:
@@ -103,10 +108,11 @@ def check_hyperparameters(
 
 def dense(parameter: Tensor) -> tuple[int, ...]:
     """Return strides that keep a dense parameter's memory format; contiguous ones otherwise."""
-    order = sorted(range(parameter.dim()), key=lambda i: (-parameter.stride(i), i))
+    strides = parameter.stride()
+    order = sorted(range(parameter.dim()), key=lambda i: (-strides[i], i))
     expected = 1
     for i in reversed(order):
-        if parameter.size(i) != 1 and parameter.stride(i) != expected:
+        if parameter.size(i) != 1 and strides[i] != expected:
             return torch.empty(parameter.shape, device="meta").stride()
         expected *= parameter.size(i)
-    return parameter.stride()
+    return strides

@@ -82,16 +82,39 @@ def adamw_(
     module = native()
     if module is not None:
         module.adamw(
-            parameter.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), gradient.data_ptr(),
-            _TYPES[gradient.dtype], 0 if low is None else low.data_ptr(),
-            0 if low is None else _TYPES[low.dtype], n, lr, betas[0], betas[1], eps, weight_decay,
-            step, scale, decoupled, threads(), isa(),
-        )  # fmt: skip
+            parameter.data_ptr(),
+            exp_avg.data_ptr(),
+            exp_avg_sq.data_ptr(),
+            gradient.data_ptr(),
+            _TYPES[gradient.dtype],
+            0 if low is None else low.data_ptr(),
+            0 if low is None else _TYPES[low.dtype],
+            n,
+            lr,
+            betas[0],
+            betas[1],
+            eps,
+            weight_decay,
+            step,
+            scale,
+            decoupled,
+            threads(),
+            isa(),
+        )
         return
     adamw_reference_(
-        parameter, exp_avg, exp_avg_sq, gradient, lr=lr, betas=betas, eps=eps,
-        weight_decay=weight_decay, step=step, scale=scale, decoupled=decoupled,
-    )  # fmt: skip
+        parameter,
+        exp_avg,
+        exp_avg_sq,
+        gradient,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        step=step,
+        scale=scale,
+        decoupled=decoupled,
+    )
     if low is not None:
         low.copy_(parameter)
 
@@ -166,17 +189,41 @@ def adamw8_(
     module = native()
     if module is not None:
         module.adamw8(
-            parameter.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(), scales[0].data_ptr(),
-            scales[1].data_ptr(), gradient.data_ptr(), _TYPES[gradient.dtype],
-            0 if low is None else low.data_ptr(), 0 if low is None else _TYPES[low.dtype], n,
-            lr, betas[0], betas[1], eps, weight_decay, step, scale, True, threads(), isa(),
-        )  # fmt: skip
+            parameter.data_ptr(),
+            exp_avg.data_ptr(),
+            exp_avg_sq.data_ptr(),
+            scales[0].data_ptr(),
+            scales[1].data_ptr(),
+            gradient.data_ptr(),
+            _TYPES[gradient.dtype],
+            0 if low is None else low.data_ptr(),
+            0 if low is None else _TYPES[low.dtype],
+            n,
+            lr,
+            betas[0],
+            betas[1],
+            eps,
+            weight_decay,
+            step,
+            scale,
+            True,
+            threads(),
+            isa(),
+        )
         return
     m, v = dequantize(exp_avg, exp_avg_sq, scales)
     adamw_reference_(
-        parameter, m, v, gradient, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
-        step=step, scale=scale,
-    )  # fmt: skip
+        parameter,
+        m,
+        v,
+        gradient,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        step=step,
+        scale=scale,
+    )
     quantize_(m, v, exp_avg, exp_avg_sq, scales)
     if low is not None:
         low.copy_(parameter)

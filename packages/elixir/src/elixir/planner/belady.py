@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 
 from elixir._native_loader import native
@@ -46,7 +47,7 @@ def belady_loads(steps: Sequence[Sequence[int]], blocks: int) -> int:
 
 
 def _python(items: list[int], offsets: list[int], chunks: int, blocks: int) -> int:
-    steps = [sorted(set(items[a:b])) for a, b in zip(offsets, offsets[1:], strict=False)]
+    steps = [sorted(set(items[a:b])) for a, b in itertools.pairwise(offsets)]
     upcoming: list[list[int]] = [[] for _ in range(chunks)]
     for position in range(len(steps) - 1, -1, -1):
         for chunk in steps[position]:

@@ -26,9 +26,7 @@ class Cache:
         The trace: chunks per step. Positions repeat from step to step of training.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], capacity: int, steps: Sequence[Sequence[int]]
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], capacity: int, steps: Sequence[Sequence[int]]) -> None:
         self.sizes = list(sizes)
         self.capacity = capacity
         self.length = max(len(steps), 1)

@@ -28,7 +28,8 @@ def module_sets(profile: ModelProfile) -> dict[str, list[int]]:
 def groups(profile: ModelProfile, key: Mapping[int, object] | None = None) -> list[list[int]]:
     """Return parameters that should share a chunk, in order of first use.
 
-    Shared parameters stand alone; so do wide ones (their module runs while others do). ``key`` splits
+    Shared parameters stand alone; so do wide ones (their module runs while others do). ``key``
+    splits
     groups further (patterns of ``override``).
     """
     sets = module_sets(profile)
@@ -55,9 +56,12 @@ def groups(profile: ModelProfile, key: Mapping[int, object] | None = None) -> li
 
 
 def pack(
-    members: Sequence[Sequence[int]], sizes: Sequence[int], target: int, alone: Sequence[bool],
+    members: Sequence[Sequence[int]],
+    sizes: Sequence[int],
+    target: int,
+    alone: Sequence[bool],
     kinds: Sequence[object],
-) -> list[list[int]]:  # fmt: skip
+) -> list[list[int]]:
     """Fill chunks with whole groups up to ``target`` bytes.
 
     Parameters

@@ -114,9 +114,13 @@ def search(
         raise ValueError(f"budget={budget} elements: too small for the widest operator's chunks")
     total = sum(sizes)
     return PaperPlan(
-        best.chunk_size, best.blocks, best.chunks, best.moves,
-        best.chunks * best.chunk_size - total, best.groups,
-    )  # fmt: skip
+        best.chunk_size,
+        best.blocks,
+        best.chunks,
+        best.moves,
+        best.chunks * best.chunk_size - total,
+        best.groups,
+    )
 
 
 _MISSING = object()
@@ -168,7 +172,7 @@ def priority(devices: int, *, itemsize: int = 2, states: int = 2) -> Priority:
 
 
 def gpt2_tensors(hidden: int, layers: int) -> tuple[list[int], list[list[int]]]:
-    """Return the public tensors of GPT-2 in order of first use, and the steps of one pass each way."""
+    """Return GPT-2's public tensors in order of first use, and the steps of both passes."""
     h = hidden
     sizes, forward = [1024 * h], [[0]]
     pairs = [(h, h), (3 * h * h, 3 * h), (h * h, h), (h, h), (4 * h * h, 4 * h), (4 * h * h, h)]

@@ -30,12 +30,16 @@ class ChunkPlan:
     bytes
         Bytes of the chunk in the compute dtype.
     tier
-        ``host``: parameters visit the device, states stay on the host; ``pinned``: parameters stay on
-        the device, states on the host; ``device``: all stays on the device; ``disk``: as host, with the
+        ``host``: parameters visit the device, states stay on the host; ``pinned``: parameters
+        stay on
+        the device, states on the host; ``device``: all stays on the device; ``disk``: as host,
+        with the
         optimizer states on disk.
     shard
-        How ranks divide it: ``shard`` (states and gradients divided, parameters gathered after the step),
-        ``replicate`` (every rank updates all of it), ``expert`` (as shard; absent experts cost nothing).
+        How ranks divide it: ``shard`` (states and gradients divided, parameters gathered after
+        the step),
+        ``replicate`` (every rank updates all of it), ``expert`` (as shard; absent experts cost
+        nothing).
     gradients
         How often each parameter receives a gradient in one backward pass of the trace.
     """
@@ -103,7 +107,8 @@ class Plan:
 
     def __repr__(self) -> str:
         return (
-            f"Plan({self.policy}: {len(self.chunks)} chunks, device {format_bytes(self.device_bytes)} of "
+            f"Plan({self.policy}: {len(self.chunks)} chunks, device "
+            f"{format_bytes(self.device_bytes)} of "
             f"{format_bytes(self.device_budget)}, host {format_bytes(self.host_bytes)}, predicted "
             f"{self.predicted['seconds']:.4g} s per step)"
         )
@@ -114,7 +119,7 @@ class Plan:
         return self.activation_bytes + self.gradient_bytes + self.cache_bytes + self.resident_bytes
 
     def explain(self) -> str:
-        """Return the plan in words: tiers, bytes, predicted step, bottleneck, least feasible budget."""
+        """Return the plan in words: tiers, bytes, predicted step, bottleneck, least budget."""
         p = self.predicted
         tiers = {tier: [c for c in self.chunks if c.tier == tier] for tier in TIERS}
         busy = {k: p[k] for k in ("compute", "h2d", "d2h", "adam", "disk")}
@@ -144,7 +149,8 @@ class Plan:
             f"        {format_bytes(p['loaded_bytes'])} in by {int(p['loads'])} loads, "
             f"{format_bytes(p['stored_bytes'])} out; compute waits {p['stall']:.4g} s",
             f"limit   {slowest}",
-            f"least   {format_bytes(self.least_budget)} ({self.least_budget} bytes) of device memory",
+            f"least   {format_bytes(self.least_budget)} ({self.least_budget} bytes) of device "
+            f"memory",
         ]
         return "\n".join([*lines, *(f"note    {note}" for note in self.notes)])
 
@@ -162,7 +168,7 @@ class Plan:
         ValueError
             If the plan was loaded from a file (it no longer has its trace).
         """
-        rows = []
+        rows: list[dict[str, Any]] = []
         for budget in device_budgets:
             size = parse_bytes(budget, "device_budget")
             try:
@@ -172,11 +178,14 @@ class Plan:
                 continue
             rows.append(
                 {
-                    "device_budget": size, "feasible": True, "seconds": plan.predicted["seconds"],
+                    "device_budget": size,
+                    "feasible": True,
+                    "seconds": plan.predicted["seconds"],
                     "loaded_bytes": plan.predicted["loaded_bytes"],
-                    "resident_bytes": plan.resident_bytes, "recomputed": len(plan.recompute),
+                    "resident_bytes": plan.resident_bytes,
+                    "recomputed": len(plan.recompute),
                 }
-            )  # fmt: skip
+            )
         return rows
 
     def override(self, pattern: str, *, tier: str | None = None, shard: str | None = None) -> Plan:
@@ -208,7 +217,9 @@ class Plan:
 
     def _replan(self, **changes: Any) -> Plan:
         if self.again is None:
-            raise ValueError("plan: was loaded from a file; make it again with elixir.plan to change it")
+            raise ValueError(
+                "plan: was loaded from a file; make it again with elixir.plan to change it"
+            )
         return self.again(**changes)
 
     def check_model(self, fingerprint: str) -> None:

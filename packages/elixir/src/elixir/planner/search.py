@@ -156,7 +156,9 @@ def _expert(kind: object) -> bool:
     return isinstance(kind, tuple) and kind[1] == "expert"
 
 
-def _rules(profile: ModelProfile, overrides: Sequence[Override]) -> dict[int, tuple[str | None, str | None]]:
+def _rules(
+    profile: ModelProfile, overrides: Sequence[Override]
+) -> dict[int, tuple[str | None, str | None]]:
     rules: dict[int, tuple[str | None, str | None]] = {}
     for pattern, tier, shard in overrides:
         hit = [i for i, p in enumerate(profile.parameters) if fnmatchcase(p.name, pattern)]
@@ -185,16 +187,24 @@ def _chunk(
     tier, shard = rules.get(indices[0], (None, None))
     default = "pinned" if infos[0].wide and not infos[0].shared else "host"
     return ChunkPlan(
-        tuple(p.name for p in infos), tuple(offsets), size or offset,
-        sum(p.numel for p in infos if p.trainable), tier or default, shard or "shard",
+        tuple(p.name for p in infos),
+        tuple(offsets),
+        size or offset,
+        sum(p.numel for p in infos if p.trainable),
+        tier or default,
+        shard or "shard",
         tuple(p.gradients for p in infos),
-    )  # fmt: skip
+    )
 
 
 def _paper_chunks(
-    profile: ModelProfile, members: list[list[int]], sizes: list[int], alone: Sequence[bool],
-    wide: Sequence[bool], request: Request,
-) -> list[ChunkPlan]:  # fmt: skip
+    profile: ModelProfile,
+    members: list[list[int]],
+    sizes: list[int],
+    alone: Sequence[bool],
+    wide: Sequence[bool],
+    request: Request,
+) -> list[ChunkPlan]:
     """Equal chunks of the public tensors; every shared or wide tensor keeps a block of its own."""
     public = [i for g, single in zip(members, alone, strict=True) if not single for i in g]
     private = [g for g, single in zip(members, alone, strict=True) if single]
@@ -203,10 +213,10 @@ def _paper_chunks(
     elements = [sizes[i] // profile.itemsize for i in public]
     fixed = sum(sizes[i] for g in private for i in g)
     gradient = max(p.numel for p in profile.parameters) * profile.itemsize
-    budget = (request.device_budget - profile.activation_bytes - gradient - fixed) // profile.itemsize
-    chunks = [
-        replace(_chunk(profile, g, sizes, {}, wide, members), tier="pinned") for g in private
-    ]
+    budget = (
+        request.device_budget - profile.activation_bytes - gradient - fixed
+    ) // profile.itemsize
+    chunks = [replace(_chunk(profile, g, sizes, {}, wide, members), tier="pinned") for g in private]
     if not public:
         return chunks
     if sum(elements) * profile.itemsize > 128 * paper.MIB:
@@ -216,16 +226,24 @@ def _paper_chunks(
         candidates = range(least, 3 * least + 1, max(least // 64, 1))
     try:
         found = paper.search(
-            elements, [s for s in steps if s], max(budget, 1), itemsize=profile.itemsize,
-            overlap=request.prefetch > 0, candidates=candidates,
-        )  # fmt: skip
+            elements,
+            [s for s in steps if s],
+            max(budget, 1),
+            itemsize=profile.itemsize,
+            overlap=request.prefetch > 0,
+            candidates=candidates,
+        )
         size, lists = found.chunk_size, [list(g) for g in found.groups]
     except ValueError:
         size = min(candidates)
         lists = paper.first_fit(elements, size)
     for group in lists:
         indices = [public[k] for k in group]
-        chunks.append(_chunk(profile, indices, sizes, {}, wide, members, packing.aligned(size * profile.itemsize)))
+        chunks.append(
+            _chunk(
+                profile, indices, sizes, {}, wide, members, packing.aligned(size * profile.itemsize)
+            )
+        )
     return chunks
 
 
@@ -273,19 +291,28 @@ def _fixed(candidate: _Candidate, request: Request) -> int:
 def _costs(candidate: _Candidate, request: Request) -> list[ChunkCost]:
     itemsize = candidate.variant.profile.itemsize
     return [
-        ChunkCost(c.bytes, c.trainable // request.world, c.tier, request.state_bytes,
-                  itemsize * request.world)
+        ChunkCost(
+            c.bytes,
+            c.trainable // request.world,
+            c.tier,
+            request.state_bytes,
+            itemsize * request.world,
+        )
         for c in candidate.chunks
-    ]  # fmt: skip
+    ]
 
 
 def _simulate(candidate: _Candidate, request: Request, prefetch: int | None = None) -> Timeline:
     return simulate(
-        _costs(candidate, request), candidate.steps, candidate.variant.profile.forward_steps,
-        candidate.seconds, candidate.cache, request.hardware,
+        _costs(candidate, request),
+        candidate.steps,
+        candidate.variant.profile.forward_steps,
+        candidate.seconds,
+        candidate.cache,
+        request.hardware,
         prefetch=request.prefetch if prefetch is None else prefetch,
         step_in_backward=request.step_in_backward,
-    )  # fmt: skip
+    )
 
 
 def _least_cache(candidate: _Candidate, request: Request) -> int:
@@ -319,9 +346,13 @@ def _feasible(candidate: _Candidate, request: Request, cache: int) -> bool:
 def replace_cache(candidate: _Candidate, cache: int) -> _Candidate:
     """Return a copy with another cache size."""
     return _Candidate(
-        candidate.variant, candidate.chunks, candidate.steps, candidate.seconds,
-        candidate.gradient, cache,
-    )  # fmt: skip
+        candidate.variant,
+        candidate.chunks,
+        candidate.steps,
+        candidate.seconds,
+        candidate.gradient,
+        cache,
+    )
 
 
 def _with_residents(base: _Candidate, request: Request) -> list[_Candidate]:
@@ -331,9 +362,10 @@ def _with_residents(base: _Candidate, request: Request) -> list[_Candidate]:
     room = request.device_budget - _fixed(base, request)
     forced = {p for p, tier, _ in request.overrides if tier}
     free = [
-        k for k, c in enumerate(base.chunks)
+        k
+        for k, c in enumerate(base.chunks)
         if c.tier == "host" and not any(fnmatchcase(n, f) for n in c.parameters for f in forced)
-    ]  # fmt: skip
+    ]
     uses = [0] * len(base.chunks)
     for step in base.steps:
         for k in step:
@@ -379,7 +411,9 @@ def _finish(best: _Candidate, variants: Sequence[Variant], request: Request, lea
     line = _simulate(best, request)
     names = [p.name for p in profile.parameters]
     held = sum(
-        resident_bytes(c, profile.itemsize, request) for c in chunks if c.tier in ("device", "pinned")
+        resident_bytes(c, profile.itemsize, request)
+        for c in chunks
+        if c.tier in ("device", "pinned")
     )
 
     def again(device_budget: int | None = None, override: Override | None = None) -> Plan:
@@ -392,24 +426,52 @@ def _finish(best: _Candidate, variants: Sequence[Variant], request: Request, lea
 
     again_typed: Callable[..., Plan] = again
     return Plan(
-        fingerprint=profile.fingerprint(), policy=request.policy, device=request.device,
-        dtype=request.dtype, device_budget=request.device_budget, host_budget=request.host_budget,
-        chunks=tuple(chunks), steps=tuple(tuple(s) for s in best.steps),
-        forward_steps=profile.forward_steps, step_seconds=tuple(best.seconds),
+        fingerprint=profile.fingerprint(),
+        policy=request.policy,
+        device=request.device,
+        dtype=request.dtype,
+        device_budget=request.device_budget,
+        host_budget=request.host_budget,
+        chunks=tuple(chunks),
+        steps=tuple(tuple(s) for s in best.steps),
+        forward_steps=profile.forward_steps,
+        step_seconds=tuple(best.seconds),
         extras={m: tuple(names[i] for i in v) for m, v in profile.extras.items()},
-        recompute=best.variant.recompute, offload_activations=best.variant.offload_activations,
+        recompute=best.variant.recompute,
+        offload_activations=best.variant.offload_activations,
         activation_bytes=int(profile.activation_bytes * request.activation_margin),
-        gradient_bytes=best.gradient, cache_bytes=best.cache, resident_bytes=held,
-        host_bytes=host, disk_bytes=disk, least_budget=least, prefetch=request.prefetch,
-        step_in_backward=request.step_in_backward, optimizer=request.optimizer,
-        moments=request.moments, world=request.world, hardware=asdict(request.hardware),
+        gradient_bytes=best.gradient,
+        cache_bytes=best.cache,
+        resident_bytes=held,
+        host_bytes=host,
+        disk_bytes=disk,
+        least_budget=least,
+        prefetch=request.prefetch,
+        step_in_backward=request.step_in_backward,
+        optimizer=request.optimizer,
+        moments=request.moments,
+        world=request.world,
+        hardware=asdict(request.hardware),
         predicted={
             k: float(getattr(line, k))
-            for k in ("seconds", "compute", "h2d", "d2h", "adam", "disk", "stall", "loads",
-                      "loaded_bytes", "stored_bytes")
+            for k in (
+                "seconds",
+                "compute",
+                "h2d",
+                "d2h",
+                "adam",
+                "disk",
+                "stall",
+                "loads",
+                "loaded_bytes",
+                "stored_bytes",
+            )
         },
-        batch=request.batch, batch_bytes=request.batch_bytes, notes=tuple(profile.notes), again=again_typed,
-    )  # fmt: skip
+        batch=request.batch,
+        batch_bytes=request.batch_bytes,
+        notes=tuple(profile.notes),
+        again=again_typed,
+    )
 
 
 def _host(best: _Candidate, request: Request) -> tuple[list[ChunkPlan], int, int]:

@@ -57,7 +57,9 @@ class Timeline:
     events: list[tuple[str, int, float, float]] = field(default_factory=list)
 
 
-def prefetch_order(cache: Cache, steps: Sequence[Sequence[int]], position: int, depth: int) -> list[int]:
+def prefetch_order(
+    cache: Cache, steps: Sequence[Sequence[int]], position: int, depth: int
+) -> list[int]:
     """Return up to ``depth`` absent chunks in the order of their next use after ``position``."""
     found: list[int] = []
     seen: set[int] = set()
@@ -77,7 +79,9 @@ def prefetch_order(cache: Cache, steps: Sequence[Sequence[int]], position: int, 
     return found[:depth]
 
 
-def step_seconds(flops: Sequence[float], traffic: Sequence[float], hardware: Hardware) -> list[float]:
+def step_seconds(
+    flops: Sequence[float], traffic: Sequence[float], hardware: Hardware
+) -> list[float]:
     """Return seconds per trace step: the slower of arithmetic and memory traffic."""
     times, last_f, last_t = [], 0.0, 0.0
     for f, t in zip(flops, traffic, strict=True):
@@ -206,8 +210,15 @@ def simulate(
     return line
 
 
-def _adam(line: Timeline, cost: ChunkCost, chunk: int, begin: float, disk: float,
-          hardware: Hardware, note: object) -> tuple[float, float]:  # fmt: skip
+def _adam(
+    line: Timeline,
+    cost: ChunkCost,
+    chunk: int,
+    begin: float,
+    disk: float,
+    hardware: Hardware,
+    note: object,
+) -> tuple[float, float]:
     if cost.tier == "disk":
         size = cost.trainable * cost.state_bytes
         busy = size / hardware.disk_read + size / hardware.disk_write
@@ -219,4 +230,3 @@ def _adam(line: Timeline, cost: ChunkCost, chunk: int, begin: float, disk: float
     line.adam += end - begin
     note("adam", chunk, begin, end)  # type: ignore[operator]
     return end, disk
-

@@ -87,10 +87,13 @@ class Hardware:
             a = torch.randn(512, 512)
             product = _seconds(lambda: a @ a)
             rates |= {
-                "h2d": 4 * n / copy, "d2h": 4 * n / copy, "adam_device": n / adam,
-                "flops": 2 * 512**3 / product, "device_stream": 8 * n / stream,
+                "h2d": 4 * n / copy,
+                "d2h": 4 * n / copy,
+                "adam_device": n / adam,
+                "flops": 2 * 512**3 / product,
+                "device_stream": 8 * n / stream,
                 "collective": 4 * n / copy / 2,
-            }  # fmt: skip
+            }
         if disk is not None:
             rates |= _measure_disk(disk)
         return cls(**rates, name=f"measured on {target.type}")
@@ -143,10 +146,12 @@ def _measure_cuda(device: torch.device, pinned: torch.Tensor) -> dict[str, float
     up = run(lambda: there.copy_(pinned, non_blocking=True))
     down = run(lambda: pinned.copy_(there, non_blocking=True))
     return {
-        "h2d": size / up, "d2h": size / down, "flops": 2 * 4096**3 / run(lambda: a @ a),
+        "h2d": size / up,
+        "d2h": size / down,
+        "flops": 2 * 4096**3 / run(lambda: a @ a),
         "device_stream": 2 * size / run(lambda: there.add_(1.0)),
         "adam_device": pinned.numel() / run(adam),
-    }  # fmt: skip
+    }
 
 
 def _measure_disk(folder: str) -> dict[str, float]:

@@ -53,7 +53,8 @@ class ModelProfile:
     flops, traffic
         Floating-point operations and bytes of memory traffic up to and including each step.
     activation_bytes
-        Peak of live bytes besides parameters: inputs, activations, buffers made, one gradient at a time.
+        Peak of live bytes besides parameters: inputs, activations, buffers made, one gradient at
+        a time.
     live
         Live bytes at each step.
     extras
@@ -116,7 +117,7 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 def default_loss(output: Any) -> Tensor:
-    """Return ``output.loss``, the output itself if it is a scalar, or the sum of floating outputs."""
+    """Return ``output.loss``, the output itself if a scalar, or the sum of floating outputs."""
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(loss, Tensor):
         return loss
@@ -174,9 +175,7 @@ class _Recorder(TorchDispatchMode):
         self.known.discard(key)
         self.live -= size
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
@@ -198,9 +197,8 @@ class _Recorder(TorchDispatchMode):
             return out
         if used:
             self._extra(used)
-            if not self.in_backward or self.backward_from < 0:
-                if self.in_backward:
-                    self.backward_from = len(self.steps)
+            if (not self.in_backward or self.backward_from < 0) and self.in_backward:
+                self.backward_from = len(self.steps)
             if self.steps and self.steps[-1] == used and self.backward_from != len(self.steps):
                 self.flops[-1], self.traffic[-1] = self.total_flops, self.total_traffic
                 self.levels[-1] = max(self.levels[-1], self.live)
@@ -221,7 +219,9 @@ class _Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def _swapped(model: nn.Module, make: Callable[[Tensor], Tensor]) -> Iterator[dict[int, nn.Parameter]]:
+def _swapped(
+    model: nn.Module, make: Callable[[Tensor], Tensor]
+) -> Iterator[dict[int, nn.Parameter]]:
     """Replace parameters and buffers by what ``make`` returns, tied ones by one; then restore."""
     saved: list[tuple[dict[str, Any], str, Any]] = []
     replaced: dict[int, Any] = {}
@@ -275,13 +275,13 @@ def profile(
     parameters = unique_parameters(model)
     if not any(p.requires_grad for _, p in parameters):
         raise ValueError("model: has no trainable parameter")
-    options = dict(loss_fn=loss_fn, dtype=dtype, recompute=recompute)
+    options: dict[str, Any] = {"loss_fn": loss_fn, "dtype": dtype, "recompute": recompute}
     if fake is not False:
         try:
             return _trace(model, batch, fake=True, **options)
         except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:
             on_meta = any(p.device.type == "meta" for _, p in parameters)
-            if fake or on_meta or isinstance(error, _Refused):
+            if fake or on_meta or isinstance(error, _RefusedError):
                 raise ValueError(f"model: cannot be traced without data: {error}") from error
             first = str(error).splitlines()[0]
         result = _trace(model, batch, fake=False, **options)
@@ -290,7 +290,7 @@ def profile(
     return _trace(model, batch, fake=False, **options)
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     pass
 
 
@@ -329,9 +329,9 @@ def _trace(
         target = dtype if dtype and value.is_floating_point() else value.dtype
         if mode:
             with mode:
-                return torch.empty_strided(value.shape, value.stride(), dtype=target).requires_grad_(
-                    value.requires_grad
-                )
+                return torch.empty_strided(
+                    value.shape, value.stride(), dtype=target
+                ).requires_grad_(value.requires_grad)
         return value.detach().to(target).requires_grad_(value.requires_grad)
 
     named = unique_parameters(model)
@@ -342,11 +342,15 @@ def _trace(
                 owners.setdefault(id(p), []).append(name)
     infos = [
         ParameterInfo(
-            n, tuple(p.shape), p.numel(), p.requires_grad, owners[id(p)][0],
+            n,
+            tuple(p.shape),
+            p.numel(),
+            p.requires_grad,
+            owners[id(p)][0],
             shared=len(owners[id(p)]) > 1,
         )
         for n, p in named
-    ]  # fmt: skip
+    ]
     rng = torch.random.get_rng_state()
     handles: list[Any] = []
     try:
@@ -384,14 +388,24 @@ def _trace(
     heavy = {name for ids in owners.values() for name in ids}
     for info in infos:
         prefix = f"{info.owner}." if info.owner else ""
-        info.wide = any(c != info.owner and c in heavy and c.startswith(prefix) for c in recorder.called)
+        info.wide = any(
+            c != info.owner and c in heavy and c.startswith(prefix) for c in recorder.called
+        )
     split = recorder.backward_from if recorder.backward_from >= 0 else len(recorder.steps)
     itemsize = max((p.element_size() for p in fakes), default=4)
     return ModelProfile(
-        infos, recorder.steps, split, recorder.flops, recorder.traffic, recorder.peak,
-        recorder.levels, {k: sorted(v) for k, v in recorder.extras.items() if k != "?"},
-        find_blocks(model), itemsize, fake,
-    )  # fmt: skip
+        infos,
+        recorder.steps,
+        split,
+        recorder.flops,
+        recorder.traffic,
+        recorder.peak,
+        recorder.levels,
+        {k: sorted(v) for k, v in recorder.extras.items() if k != "?"},
+        find_blocks(model),
+        itemsize,
+        fake,
+    )
 
 
 def _drop(info: ParameterInfo) -> Callable[[Tensor], None]:
@@ -423,6 +437,6 @@ def _step(
         loss = loss_fn(output, inputs) if loss_fn else default_loss(output)
         del output
         if loss.numel() != 1:
-            raise _Refused(f"loss: shape {tuple(loss.shape)}: must be a scalar")
+            raise _RefusedError(f"loss: shape {tuple(loss.shape)}: must be a scalar")
         recorder.in_backward = True
         loss.backward()

@@ -30,7 +30,7 @@ from elixir.profile.trace import find_blocks
 from elixir.runtime import recompute
 from elixir.runtime.gradients import Gradients
 
-queue_callback = torch.autograd.Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
+queue_callback = torch.autograd.Variable._execution_engine.queue_callback
 
 
 class _Saved:
@@ -83,10 +83,14 @@ class Engine:
         named = list(model.named_parameters(remove_duplicate=True))
         plan.check_model(_fingerprint(named))
         if any(p.device.type == "meta" for _, p in named):
-            raise StalePlanError("model: has parameters on meta; give them values before initialize")
+            raise StalePlanError(
+                "model: has parameters on meta; give them values before initialize"
+            )
         if hasattr(model, "_elixir_engine"):
             raise ValueError("model: is already initialized")
-        self.mover = mover or (CudaMover(self.device) if self.device.type == "cuda" else HostMover())
+        self.mover = mover or (
+            CudaMover(self.device) if self.device.type == "cuda" else HostMover()
+        )
         self.arena = Arena(plan.cache_bytes + plan.resident_bytes, self.device)
         self.chunks: list[Chunk] = []
         self.home: dict[str, Chunk] = {}
@@ -126,7 +130,9 @@ class Engine:
             host = torch.zeros(share * self.world, dtype=self.dtype, pin_memory=pin)
             slots = []
             counts = planned.gradients or (1,) * len(planned.parameters)
-            for name, offset, count in zip(planned.parameters, planned.offsets, counts, strict=True):
+            for name, offset, count in zip(
+                planned.parameters, planned.offsets, counts, strict=True
+            ):
                 p = named[name]
                 stride = dense(p)
                 begin = offset // self.dtype.itemsize
@@ -134,9 +140,18 @@ class Engine:
                     host.as_strided(p.shape, stride, begin).copy_(p.detach())
                 nan = torch.full((1,), float("nan"), dtype=self.dtype, device=self.device)
                 slots.append(
-                    Slot(name, p, offset, p.numel(), tuple(p.shape), tuple(stride), p.requires_grad,
-                         count, nan.expand(p.numel()).view(p.shape) if p.numel() else nan[:0].view(p.shape))
-                )  # fmt: skip
+                    Slot(
+                        name,
+                        p,
+                        offset,
+                        p.numel(),
+                        tuple(p.shape),
+                        tuple(stride),
+                        p.requires_grad,
+                        count,
+                        nan.expand(p.numel()).view(p.shape) if p.numel() else nan[:0].view(p.shape),
+                    )
+                )
                 p.data = slots[-1].nan
                 p.grad = None
             whole = self.world == 1 or planned.shard == "replicate"
@@ -161,8 +176,11 @@ class Engine:
         if self.world == 1:
             return
         for chunk in self.chunks:
-            dist.broadcast(chunk.host, dist.get_global_rank(self.group, 0) if self.group else 0,
-                           group=self.group)  # fmt: skip
+            dist.broadcast(
+                chunk.host,
+                dist.get_global_rank(self.group, 0) if self.group else 0,
+                group=self.group,
+            )
             if not self.moves(chunk):
                 self.upload(chunk)
 
@@ -192,7 +210,9 @@ class Engine:
                 raise StalePlanError(f"plan: recomputes {name}, which the model does not have")
         needs: dict[str, list[Chunk]] = {}
         for name, module in modules.items():
-            wanted = [self._by_parameter[id(p)][0] for p in module._parameters.values() if p is not None]
+            wanted = [
+                self._by_parameter[id(p)][0] for p in module._parameters.values() if p is not None
+            ]
             wanted += [self.home[n] for n in plan.extras.get(name, ())]
             moving = list({c.index: c for c in wanted if self.moves(c)}.values())
             if moving:
@@ -227,9 +247,15 @@ class Engine:
 
         model.forward = forward
         model._elixir_engine = self  # type: ignore[assignment]
-        self._handles.append(model.register_state_dict_post_hook(lambda *a: self._fill_state_dict(*a)))
-        self._handles.append(model.register_load_state_dict_pre_hook(lambda *a: self._before_load(*a)))
-        self._handles.append(model.register_load_state_dict_post_hook(lambda *a: self._after_load(*a)))
+        self._handles.append(
+            model.register_state_dict_post_hook(lambda *a: self._fill_state_dict(*a))
+        )
+        self._handles.append(
+            model.register_load_state_dict_pre_hook(lambda *a: self._before_load(*a))
+        )
+        self._handles.append(
+            model.register_load_state_dict_post_hook(lambda *a: self._after_load(*a))
+        )
 
     def _recompute(self, names: Sequence[str]) -> None:
         modules = dict(self.model.named_modules())
@@ -239,7 +265,7 @@ class Engine:
             self._recomputed.append(name)
 
     def _check_batch(self, inputs: Any) -> None:
-        """A batch beyond the plan: keep fewer activations rather than run out of memory."""
+        """Keep fewer activations when a batch goes beyond the plan."""
         size = sum(t.nbytes for t in tree_flatten(inputs)[0] if isinstance(t, Tensor))
         if size <= self.plan.batch_bytes or not torch.is_grad_enabled():
             return
@@ -248,7 +274,8 @@ class Engine:
             self._recompute(more)
             self._warned = True
             warnings.warn(
-                f"the batch has {size} bytes, planned were {self.plan.batch_bytes}: every repeated block is "
+                f"the batch has {size} bytes, planned were {self.plan.batch_bytes}: every "
+                f"repeated block is "
                 "recomputed from here on; make a new plan for this batch",
                 RuntimeWarning,
                 stacklevel=3,
@@ -291,7 +318,7 @@ class Engine:
                 return tensor
             if tensor.untyped_storage().data_ptr() != address:
                 return tensor
-            offset = tensor.storage_offset() * tensor.element_size()
+            offset = int(tensor.storage_offset()) * tensor.element_size()
             if offset < base:
                 return tensor
             index = self.cache.at(offset - base)
@@ -331,7 +358,8 @@ class Engine:
         pins = self.cache.pins
         late = torch._C._current_graph_task_id() != -1 and not self._recomputing
         if late:
-            # torch.utils.checkpoint keeps what it recomputes beside our hooks: pin until the gradients are in
+            # torch.utils.checkpoint keeps what it recomputes beside our hooks: pin until the
+            # gradients are in
             self._begin_backward()
         for chunk in chunks:
             pins[chunk.index] += 1
@@ -362,8 +390,10 @@ class Engine:
                 if not self._load(chunk, -1):
                     raise BudgetExceededError(
                         f"chunk {chunk.index} ({', '.join(chunk.plan.parameters[:3])}): "
-                        f"{chunk.plan.bytes} bytes do not fit beside the pinned chunks in the cache of "
-                        f"{self.plan.cache_bytes} bytes; plan with recompute='none' or a larger budget"
+                        f"{chunk.plan.bytes} bytes do not fit beside the pinned chunks in the "
+                        f"cache of "
+                        f"{self.plan.cache_bytes} bytes; plan with recompute='none' or a larger "
+                        f"budget"
                     )
         if chunk.handle is not None:
             chunk.handle.wait()
@@ -388,9 +418,7 @@ class Engine:
         chunk.to(State.LOADING)
         chunk.offset = self.base + offset
         n = chunk.numel
-        chunk.handle = self.mover.h2d(
-            self.arena.flat(chunk.offset, n, self.dtype), chunk.host[:n]
-        )
+        chunk.handle = self.mover.h2d(self.arena.flat(chunk.offset, n, self.dtype), chunk.host[:n])
         self._show(chunk)
         held = self.base + sum(self.chunks[c].plan.bytes for c in self.cache.offset)
         self.peak_bytes = max(self.peak_bytes, held)
@@ -516,7 +544,9 @@ class Engine:
     def edited(self) -> None:
         """Let the optimizer take fp32 masters from edited values (it sets this)."""
 
-    def _fill_state_dict(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    def _fill_state_dict(
+        self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any
+    ) -> None:
         self.settle()
         names = {id(s.parameter): (c, s) for c in self.chunks for s in c.slots}
         for name, p in module.named_parameters(remove_duplicate=False):

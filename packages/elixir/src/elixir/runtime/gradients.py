@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Gradients:
-    """Takes each gradient as it is accumulated; never overwrites parameters, so steps may accumulate.
+    """Takes each gradient as it is accumulated; parameters are never overwritten.
 
     Reductions between ranks are started in one fixed order, last chunk first, whatever order the
     gradients arrive in; a chunk without gradients takes part with zeros. Ranks that route
@@ -48,9 +48,7 @@ class Gradients:
             engine = self.engine
             dtype = self.accumulate_dtype or engine.dtype
             if self.on_device(chunk):
-                chunk.gradient = engine.arena.flat(
-                    chunk.gradient_offset, chunk.numel, engine.dtype
-                )
+                chunk.gradient = engine.arena.flat(chunk.gradient_offset, chunk.numel, engine.dtype)
             else:
                 pin = engine.device.type == "cuda"
                 chunk.gradient = torch.zeros(chunk.host.numel(), dtype=dtype, pin_memory=pin)
@@ -178,10 +176,12 @@ class Gradients:
             self.on_end()
 
     def _agree_on_use(self) -> None:
-        """A parameter is updated on all ranks if any rank used it."""
+        """Update a parameter on all ranks if any rank used it."""
         engine = self.engine
         slots = [s for c in engine.chunks for s in c.slots]
-        used = torch.tensor([s.has_gradient for s in slots], dtype=torch.uint8, device=engine.device)
+        used = torch.tensor(
+            [s.has_gradient for s in slots], dtype=torch.uint8, device=engine.device
+        )
         dist.all_reduce(used, op=dist.ReduceOp.MAX, group=engine.group)
         for slot, flag in zip(slots, used.tolist(), strict=True):
             slot.has_gradient = bool(flag)
@@ -208,5 +208,7 @@ def _as_flat(gradient: Tensor, slot: Slot) -> Tensor:
     """Return a gradient's elements in the order of the parameter's memory."""
     if gradient.stride() == slot.stride and gradient.numel() == slot.numel:
         return gradient.as_strided((slot.numel,), (1,))
-    arranged = torch.empty_strided(slot.size, slot.stride, dtype=gradient.dtype, device=gradient.device)
+    arranged = torch.empty_strided(
+        slot.size, slot.stride, dtype=gradient.dtype, device=gradient.device
+    )
     return arranged.copy_(gradient).as_strided((slot.numel,), (1,))

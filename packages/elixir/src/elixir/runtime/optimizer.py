@@ -38,9 +38,11 @@ class ChunkOptimizer(torch.optim.Optimizer):
     max_grad_norm
         Clip to this L2 norm in every step.
     loss_scale
-        A number, ``"dynamic"`` or a :class:`LossScaler`; multiply the loss with ``optimizer.scale(loss)``.
+        A number, ``"dynamic"`` or a :class:`LossScaler`; multiply the loss with
+        ``optimizer.scale(loss)``.
     step_in_backward
-        Update a chunk as soon as its gradients are in; by default the plan's choice. With clipping or
+        Update a chunk as soon as its gradients are in; by default the plan's choice. With
+        clipping or
         loss scaling the update is speculative and undone exactly where it proves wrong.
     undo_budget
         Bytes for undo copies; chunks beyond it wait for the end of the backward pass.
@@ -108,22 +110,35 @@ class ChunkOptimizer(torch.optim.Optimizer):
             engine.gradients.on_late = self._late
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="elixir-adam")
 
-    def _defaults(self, optimizer_cls: type[torch.optim.Optimizer], options: dict[str, Any]) -> dict[str, Any]:
+    def _defaults(
+        self, optimizer_cls: type[torch.optim.Optimizer], options: dict[str, Any]
+    ) -> dict[str, Any]:
         if not self.fused:
             if optimizer_cls is torch.optim.LBFGS:
                 raise UnsupportedOptimizerError(
-                    "optimizer_cls=LBFGS: evaluates the model inside its step; use a first-order optimizer"
+                    "optimizer_cls=LBFGS: evaluates the model inside its step; use a "
+                    "first-order optimizer"
                 )
             return dict(options)
         known = {"lr", "betas", "eps", "weight_decay", "maximize", "fused", "foreach", "amsgrad"}
         if unknown := sorted(set(options) - known):
             raise ValueError(f"{unknown[0]}: no option of {optimizer_cls.__name__} on chunks")
         if options.get("amsgrad"):
-            raise UnsupportedOptimizerError("amsgrad=True: not offered on chunks; use amsgrad=False")
+            raise UnsupportedOptimizerError(
+                "amsgrad=True: not offered on chunks; use amsgrad=False"
+            )
         decay = 0.01 if self.decoupled else 0.0
-        defaults = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay, maximize=False)
+        defaults: dict[str, Any] = {
+            "lr": 1e-3,
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            "weight_decay": decay,
+            "maximize": False,
+        }
         defaults.update({k: v for k, v in options.items() if k in defaults})
-        check_hyperparameters(defaults["lr"], defaults["betas"], defaults["eps"], defaults["weight_decay"])  # type: ignore[arg-type]
+        check_hyperparameters(
+            defaults["lr"], defaults["betas"], defaults["eps"], defaults["weight_decay"]
+        )
         return defaults
 
     def _make_inner(self, optimizer_cls: type[torch.optim.Optimizer]) -> None:
@@ -131,7 +146,8 @@ class ChunkOptimizer(torch.optim.Optimizer):
         engine = self.engine
         if engine.world > 1 and any(c.plan.shard != "replicate" for c in engine.chunks):
             raise UnsupportedOptimizerError(
-                f"optimizer_cls={optimizer_cls.__name__}: over several ranks only AdamW divides its "
+                f"optimizer_cls={optimizer_cls.__name__}: over several ranks only AdamW divides "
+                f"its "
                 "states; use plan.override('*', shard='replicate')"
             )
         self.masters: dict[int, nn.Parameter] = {}
@@ -146,9 +162,11 @@ class ChunkOptimizer(torch.optim.Optimizer):
                 mine.append(master)
             groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": mine})
         try:
-            self.inner = optimizer_cls(groups, **self._options_used)  # type: ignore[call-arg]
+            self.inner = optimizer_cls(groups, **self._options_used)
         except TypeError as error:
-            raise UnsupportedOptimizerError(f"optimizer_cls={optimizer_cls.__name__}: {error}") from None
+            raise UnsupportedOptimizerError(
+                f"optimizer_cls={optimizer_cls.__name__}: {error}"
+            ) from None
         for outer, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             for key, value in inner.items():
                 outer.setdefault(key, value)
@@ -181,12 +199,16 @@ class ChunkOptimizer(torch.optim.Optimizer):
         self.engine.gradients.wait(chunk)
         self.engine.gradients.finish_reduction(chunk)
         begin = slot.offset // chunk.dtype.itemsize
-        return self.engine.gradients.buffer(chunk).as_strided(slot.size, slot.stride, _begin(chunk, self.engine, begin))
+        return self.engine.gradients.buffer(chunk).as_strided(
+            slot.size, slot.stride, _begin(chunk, self.engine, begin)
+        )
 
     def clip_grad_norm_(self, max_norm: float) -> float:
         """Clip in the coming step to this norm; return the norm."""
         if self.step_in_backward:
-            raise ValueError("clip_grad_norm_: pass max_grad_norm to initialize when stepping in backward")
+            raise ValueError(
+                "clip_grad_norm_: pass max_grad_norm to initialize when stepping in backward"
+            )
         norm, _ = self._norm()
         self._coefficient = min(1.0, max_norm / (norm + 1e-6))
         return norm
@@ -202,7 +224,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
         self._coefficient = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters that have gradients; skip the step on overflow."""
         if closure is not None:
             raise ValueError("closure: not offered on chunks; call backward() before step()")
@@ -253,9 +275,13 @@ class ChunkOptimizer(torch.optim.Optimizer):
             return None
         sign = -1.0 if group["maximize"] else 1.0
         return {
-            "lr": float(group["lr"]), "betas": group["betas"], "eps": group["eps"],
-            "weight_decay": group["weight_decay"], "scale": sign * scale, "decoupled": self.decoupled,
-        }  # fmt: skip
+            "lr": float(group["lr"]),
+            "betas": group["betas"],
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "scale": sign * scale,
+            "decoupled": self.decoupled,
+        }
 
     def _update(self, chunk: Chunk, scale: float) -> None:
         assert self.states is not None
@@ -274,7 +300,9 @@ class ChunkOptimizer(torch.optim.Optimizer):
         if high - low != chunk.host.numel():
             if engine.device.type == "cuda":
                 whole = torch.empty(chunk.host.numel(), dtype=chunk.dtype, device=engine.device)
-                dist.all_gather_into_tensor(whole, chunk.host[low:high].to(engine.device), group=engine.group)
+                dist.all_gather_into_tensor(
+                    whole, chunk.host[low:high].to(engine.device), group=engine.group
+                )
                 chunk.host.copy_(whole)
             else:
                 part = chunk.host[low:high].clone()
@@ -340,7 +368,9 @@ class ChunkOptimizer(torch.optim.Optimizer):
                 bad |= wrong
         total = math.nan if bad else math.fsum(sums)
         if engine.world > 1:
-            pair = torch.tensor([0.0 if bad else total, float(bad)], dtype=torch.float64, device=engine.device)
+            pair = torch.tensor(
+                [0.0 if bad else total, float(bad)], dtype=torch.float64, device=engine.device
+            )
             dist.all_reduce(pair, group=engine.group)
             bad = bool(pair[1] > 0)
             total = math.nan if bad else float(pair[0])
@@ -350,7 +380,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
     # -- during the backward pass ------------------------------------------------------------
 
     def _completed(self, chunk: Chunk) -> None:
-        """A chunk's gradients are in: update it now if that can be undone, or needs no undoing."""
+        """Update a chunk whose gradients are in, if that can be undone or needs no undoing."""
         if any(s.has_gradient and s.expected > 1 for s in chunk.slots):
             return
         speculative = bool(self.scaler or self.max_grad_norm)
@@ -371,7 +401,11 @@ class ChunkOptimizer(torch.optim.Optimizer):
                 kept = self._stepped[chunk.index]
                 if kept is not None:
                     for slot in chunk.slots:
-                        if slot.trainable and slot.has_gradient and id(slot.parameter) in self._group_of:
+                        if (
+                            slot.trainable
+                            and slot.has_gradient
+                            and id(slot.parameter) in self._group_of
+                        ):
                             kept[slot.name] = states.keep(chunk, slot)
                 self._update(chunk, scale)
 
@@ -383,7 +417,8 @@ class ChunkOptimizer(torch.optim.Optimizer):
     def _late(self, chunk: Chunk) -> None:
         if chunk.index in self._stepped:
             raise RuntimeError(
-                f"chunk {chunk.index} ({', '.join(chunk.plan.parameters[:3])}): a gradient came after its "
+                f"chunk {chunk.index} ({', '.join(chunk.plan.parameters[:3])}): a gradient came "
+                f"after its "
                 "update in the backward pass; wrap earlier passes in optimizer.no_sync() when "
                 "accumulating, or use step_in_backward=False"
             )
@@ -445,7 +480,9 @@ class ChunkOptimizer(torch.optim.Optimizer):
         parameters = [p for g in self.param_groups for p in g["params"]]
         saved = [k for g in state_dict["param_groups"] for k in g["params"]]
         if len(saved) != len(parameters):
-            raise ValueError(f"state_dict: has {len(saved)} parameters, the optimizer {len(parameters)}")
+            raise ValueError(
+                f"state_dict: has {len(saved)} parameters, the optimizer {len(parameters)}"
+            )
         for mine, theirs in zip(self.param_groups, state_dict["param_groups"], strict=True):
             mine.update({k: v for k, v in theirs.items() if k != "params" and k in mine})
         for key, p in zip(saved, parameters, strict=True):

@@ -20,8 +20,14 @@ Session = Callable[[], AbstractContextManager[Any]]
 
 class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, dummy: Tensor, run: Callable[..., Any], session: Session, structure: Any,
-                *leaves: Any) -> Any:  # fmt: skip
+    def forward(
+        ctx: Any,
+        dummy: Tensor,
+        run: Callable[..., Any],
+        session: Session,
+        structure: Any,
+        *leaves: Any,
+    ) -> Any:
         ctx.run, ctx.session, ctx.structure = run, session, structure
         ctx.rng = torch.random.get_rng_state()
         ctx.device_rng = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
@@ -52,9 +58,9 @@ class _Recompute(torch.autograd.Function):
             torch.cuda.set_rng_state(ctx.device_rng)
         try:
             with ctx.session():
-                with torch.enable_grad(), torch.autocast("cpu", enabled=ctx.autocast[0]):
-                    with torch.autocast("cuda", enabled=True) if ctx.autocast[1] else nullcontext():
-                        flat = tree_flatten(ctx.run(*args, **kwargs))[0]
+                on_gpu = torch.autocast("cuda", enabled=True) if ctx.autocast[1] else nullcontext()
+                with torch.enable_grad(), torch.autocast("cpu", enabled=ctx.autocast[0]), on_gpu:
+                    flat = tree_flatten(ctx.run(*args, **kwargs))[0]
                 torch.random.set_rng_state(now)
                 if device_now is not None:
                     torch.cuda.set_rng_state(device_now)

@@ -1,4 +1,4 @@
-"""Optimizer states of chunks: per parameter, on the host, on the device, on disk, in 32 or 8 bits."""
+"""Optimizer states of chunks: per parameter, on host, device or disk, in 32 or 8 bits."""
 
 from __future__ import annotations
 
@@ -168,18 +168,32 @@ class ChunkStates:
         master = low if state.master is None else state.master
         rounded = None if state.master is None else low
         if low.device.type == "cuda":
-            _cuda_adamw(master, state.exp_avg, state.exp_avg_sq, gradient, rounded, state.step, options)
+            _cuda_adamw(
+                master, state.exp_avg, state.exp_avg_sq, gradient, rounded, state.step, options
+            )
         elif state.scales is not None:
             extra = dict(options)
             if not extra.pop("decoupled", True):
                 raise ValueError("moments='8bit': only decoupled decay (AdamW) is offered")
             adamw8_(
-                master, state.exp_avg, state.exp_avg_sq, state.scales, gradient, rounded,
-                step=state.step, **extra,
-            )  # fmt: skip
+                master,
+                state.exp_avg,
+                state.exp_avg_sq,
+                state.scales,
+                gradient,
+                rounded,
+                step=state.step,
+                **extra,
+            )
         else:
             adamw_(
-                master, state.exp_avg, state.exp_avg_sq, gradient, rounded, step=state.step, **options
+                master,
+                state.exp_avg,
+                state.exp_avg_sq,
+                gradient,
+                rounded,
+                step=state.step,
+                **options,
             )
         self.store(chunk, state)
 
@@ -206,7 +220,11 @@ class ChunkStates:
 
     def _value(self, chunk: Chunk, slot: Slot, state: SlotState) -> Tensor:
         on_device = self.engine.gradients.on_device(chunk)
-        base = self.engine.arena.flat(chunk.offset, chunk.numel, chunk.dtype) if on_device else chunk.host
+        base = (
+            self.engine.arena.flat(chunk.offset, chunk.numel, chunk.dtype)
+            if on_device
+            else chunk.host
+        )
         return chunk.flat(slot, base)[state.low : state.high]
 
     def read(self, chunk: Chunk, slot: Slot) -> dict[str, Tensor]:
@@ -242,7 +260,11 @@ class ChunkStates:
         assert state.exp_avg_sq is not None
         if state.scales is not None:
             quantize_(
-                values["exp_avg"], values["exp_avg_sq"], state.exp_avg, state.exp_avg_sq, state.scales
+                values["exp_avg"],
+                values["exp_avg_sq"],
+                state.exp_avg,
+                state.exp_avg_sq,
+                state.scales,
             )
         else:
             state.exp_avg.copy_(values["exp_avg"])
@@ -264,9 +286,14 @@ class ChunkStates:
 
 
 def _cuda_adamw(
-    master: Tensor, m: Tensor, v: Tensor, gradient: Tensor, low: Tensor | None, step: int,
+    master: Tensor,
+    m: Tensor,
+    v: Tensor,
+    gradient: Tensor,
+    low: Tensor | None,
+    step: int,
     options: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Run AdamW where the states are: our kernel if it was built, else torch's fused one."""
     import ctypes
     import math
@@ -278,29 +305,63 @@ def _cuda_adamw(
     if library is not None:
         types = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
         numbers = (ctypes.c_float * 10)(
-            scale, b1, 1 - b1, b2, 1 - b2, 1 / math.sqrt(1 - b2**step), options["eps"],
-            1 - lr * wd if decoupled else 1.0, lr / (1 - b1**step), 0.0 if decoupled else wd,
-        )  # fmt: skip
+            scale,
+            b1,
+            1 - b1,
+            b2,
+            1 - b2,
+            1 / math.sqrt(1 - b2**step),
+            options["eps"],
+            1 - lr * wd if decoupled else 1.0,
+            lr / (1 - b1**step),
+            0.0 if decoupled else wd,
+        )
         status = library.elixir_cuda_adamw(
-            numbers, master.data_ptr(), m.data_ptr(), v.data_ptr(), gradient.data_ptr(),
-            types[gradient.dtype], 0 if low is None else low.data_ptr(),
-            0 if low is None else types[low.dtype], master.numel(),
+            numbers,
+            master.data_ptr(),
+            m.data_ptr(),
+            v.data_ptr(),
+            gradient.data_ptr(),
+            types[gradient.dtype],
+            0 if low is None else low.data_ptr(),
+            0 if low is None else types[low.dtype],
+            master.numel(),
             torch.cuda.current_stream(master.device).cuda_stream,
-        )  # fmt: skip
+        )
         if status:
             raise RuntimeError(f"elixir_cuda_adamw: CUDA error {status}")
         return
     if not decoupled:
         adamw_reference_(
-            master, m, v, gradient, lr=lr, betas=(b1, b2), eps=options["eps"], weight_decay=wd,
-            step=step, scale=scale, decoupled=False,
-        )  # fmt: skip
+            master,
+            m,
+            v,
+            gradient,
+            lr=lr,
+            betas=(b1, b2),
+            eps=options["eps"],
+            weight_decay=wd,
+            step=step,
+            scale=scale,
+            decoupled=False,
+        )
     else:
         g = gradient.float() if scale == 1 else gradient.float() * scale
         count = torch.tensor(float(step), device=master.device)
         torch._fused_adamw_(
-            [master], [g], [m], [v], [], [count], lr=lr, beta1=b1, beta2=b2, weight_decay=wd,
-            eps=options["eps"], amsgrad=False, maximize=False,
-        )  # fmt: skip
+            [master],
+            [g],
+            [m],
+            [v],
+            [],
+            [count],
+            lr=lr,
+            beta1=b1,
+            beta2=b2,
+            weight_decay=wd,
+            eps=options["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
     if low is not None:
         low.copy_(master)
