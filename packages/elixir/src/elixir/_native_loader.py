@@ -41,7 +41,8 @@ def native() -> Any:
 @lru_cache(maxsize=1)
 def cuda() -> ctypes.CDLL | None:
     """Return the CUDA kernels, or None where the package was built without them."""
-    for path in Path(__file__).parent.glob("libelixir_cuda.*"):
+    folders = importlib.import_module("elixir").__path__
+    for path in (p for folder in folders for p in Path(folder).glob("libelixir_cuda.*")):
         library = ctypes.CDLL(str(path))
         pointer = ctypes.c_void_p
         library.elixir_cuda_adamw.argtypes = [

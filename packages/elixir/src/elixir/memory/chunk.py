@@ -63,6 +63,7 @@ class Chunk:
     version: int = 0
     gradient: Tensor | None = None
     handle: Any = None
+    last_use: Any = None
     gathering: Any = None
     reducing: Any = None
     copies: list[Any] = field(default_factory=list)

@@ -76,8 +76,12 @@ class HostMover:
             source = source.contiguous()
         return self._go("d2h", target, source)
 
-    def fence(self) -> None:
-        """Order what follows after what compute has been given so far."""
+    def mark(self) -> Any:
+        """Return a mark of compute's present work; None where copies are in its order."""
+        return None
+
+    def after(self, mark: Any) -> None:
+        """Let later uploads wait for a mark."""
 
     def close(self) -> None:
         """End the threads."""
@@ -170,9 +174,15 @@ class CudaMover:
             event.record(self.down)
         return _HostWait(event, source)
 
-    def fence(self) -> None:
-        """Let later uploads wait for the kernels given to compute so far."""
-        self.up.wait_stream(torch.cuda.current_stream(self.device))
+    def mark(self) -> Any:
+        """Return an event after the kernels given to compute so far."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def after(self, mark: Any) -> None:
+        """Let later uploads wait for a mark."""
+        self.up.wait_event(mark)
 
     def close(self) -> None:
         """Wait for the streams."""

@@ -106,6 +106,7 @@ class Engine:
         self.in_backward = False
         self.unplanned_fetches = 0
         self.peak_bytes = 0
+        self._freed: list[tuple[int, int, Any]] = []
         self._node: Any = None
         self._node_pins: list[Chunk] = []
         self._late_pins: list[Chunk] = []
@@ -376,6 +377,7 @@ class Engine:
         for chunk in chunks:
             if pins[chunk.index]:
                 pins[chunk.index] -= 1
+            chunk.last_use = self.mover.mark()
 
     def fetch(self, chunk: Chunk) -> None:
         """Make a chunk present and ready on the device."""
@@ -413,7 +415,7 @@ class Engine:
         if chunk.gathering is not None:
             chunk.gathering.wait()
             chunk.gathering = None
-        self.mover.fence()
+        self._wait_for_readers(offset, offset + chunk.plan.bytes)
         self.cache.place(chunk.index, offset)
         chunk.to(State.LOADING)
         chunk.offset = self.base + offset
@@ -423,6 +425,20 @@ class Engine:
         held = self.base + sum(self.chunks[c].plan.bytes for c in self.cache.offset)
         self.peak_bytes = max(self.peak_bytes, held)
         return True
+
+    def _wait_for_readers(self, begin: int, end: int) -> None:
+        """Order the next upload after the kernels that read what lay there."""
+        kept = []
+        for low, high, mark in self._freed:
+            if low < end and begin < high:
+                self.mover.after(mark)
+                if low < begin:
+                    kept.append((low, begin, mark))
+                if high > end:
+                    kept.append((end, high, mark))
+            else:
+                kept.append((low, high, mark))
+        self._freed = kept
 
     def _prefetch(self) -> None:
         depth = self.plan.prefetch
@@ -438,11 +454,15 @@ class Engine:
         if chunk.handle is not None:
             chunk.handle.wait()
             chunk.handle = None
+        if chunk.last_use is not None:
+            begin = self.cache.offset[chunk.index]
+            self._freed.append((begin, begin + chunk.plan.bytes, chunk.last_use))
+            chunk.last_use = None
         self.cache.drop(chunk.index)
         chunk.to(State.FREE)
         for slot in chunk.slots:
             slot.parameter.data = slot.nan
-        if self.poison:
+        if self.poison and self.device.type == "cpu":
             self.arena.poison(chunk.offset, chunk.plan.bytes)
         chunk.offset = -1
 
@@ -456,6 +476,7 @@ class Engine:
     def _release_node(self) -> None:
         for chunk in self._node_pins:
             self.cache.pins[chunk.index] -= 1
+            chunk.last_use = self.mover.mark()
         self._node_pins.clear()
         self._node = None
 
@@ -465,6 +486,7 @@ class Engine:
         for other in self._late_pins:
             if other is chunk:
                 self.cache.pins[chunk.index] -= 1
+                chunk.last_use = self.mover.mark()
             else:
                 kept.append(other)
         self._late_pins = kept
@@ -473,6 +495,7 @@ class Engine:
         self._release_node()
         for chunk in self._late_pins:
             self.cache.pins[chunk.index] -= 1
+            chunk.last_use = self.mover.mark()
         self._late_pins.clear()
         self.in_backward = False
         self.gradients.end_backward()
