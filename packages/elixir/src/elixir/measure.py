@@ -195,6 +195,7 @@ def calibrated(made: Plan, seconds: float) -> Plan:
         Hardware(**made.hardware),
         prefetch=made.prefetch,
         step_in_backward=made.step_in_backward,
+        gradient_room=made.gradient_bytes / 2,
     )
     predicted = {k: float(getattr(line, k)) for k in made.predicted}
     return replace(made, step_seconds=per_step, predicted=predicted)

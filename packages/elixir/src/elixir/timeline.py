@@ -34,6 +34,7 @@ def simulate_plan(plan: Plan) -> Timeline:
         Hardware(**plan.hardware),
         prefetch=plan.prefetch,
         step_in_backward=plan.step_in_backward,
+        gradient_room=plan.gradient_bytes / 2,
         keep_events=True,
     )
 

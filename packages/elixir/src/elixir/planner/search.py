@@ -312,6 +312,7 @@ def _simulate(candidate: _Candidate, request: Request, prefetch: int | None = No
         request.hardware,
         prefetch=request.prefetch if prefetch is None else prefetch,
         step_in_backward=request.step_in_backward,
+        gradient_room=candidate.gradient / 2,
     )
 
 

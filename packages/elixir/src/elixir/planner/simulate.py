@@ -100,6 +100,7 @@ def simulate(
     *,
     prefetch: int = 2,
     step_in_backward: bool = False,
+    gradient_room: float = float("inf"),
     keep_events: bool = False,
 ) -> Timeline:
     """Run one training step through the model of the machine.
@@ -114,6 +115,8 @@ def simulate(
         Bytes that travelling chunks share.
     prefetch
         Chunks looked ahead; 0 fetches on demand.
+    gradient_room
+        Bytes of gradients that may wait on the device for their copy.
 
     Returns
     -------
@@ -181,15 +184,23 @@ def simulate(
             cost = chunks[chunk]
             if not cost.trainable:
                 continue
-            if cost.tier == "device":
-                finished.append(chunk)
-                continue
             size = cost.trainable * cost.gradient_bytes
+            if cost.tier == "device":  # the gradient is copied into the chunk's slot
+                finished.append(chunk)
+                busy = 2 * size / hardware.device_stream
+                compute += busy
+                line.compute += busy
+                continue
             begin = max(down, compute)
             down = begin + hardware.latency + size / hardware.d2h
             line.d2h += down - begin
             line.stored_bytes += size
             note("d2h", chunk, begin, down)
+            # only so many gradient bytes may wait for their copy; then compute waits
+            held = down - gradient_room / hardware.d2h
+            if held > compute:
+                line.stall += held - compute
+                compute = held
             if step_in_backward:
                 host, disk = _adam(line, cost, chunk, max(host, down), disk, hardware, note)
             else:
