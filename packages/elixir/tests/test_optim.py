@@ -227,3 +227,13 @@ def test_forced_instruction_sets(monkeypatch):
     monkeypatch.setenv("ELIXIR_ISA", "torch")
     assert native() is None
     assert os.environ["ELIXIR_ISA"] == "torch"
+
+
+def test_operators_pass_opcheck_and_gradcheck():
+    from elixir.optim import adamw_op, square_sum_op
+
+    p, m, v, g = torch.randn(33), torch.zeros(33), torch.zeros(33), torch.randn(33)
+    torch.library.opcheck(adamw_op, (p, m, v, g, 1e-3, 0.9, 0.999, 1e-8, 0.01, 1))
+    torch.library.opcheck(square_sum_op, (torch.randn(5, 7, requires_grad=True),))
+    x = torch.randn(17, dtype=torch.float32, requires_grad=True)
+    assert torch.autograd.gradcheck(square_sum_op, (x,), eps=1e-2, atol=1e-2, rtol=1e-2)

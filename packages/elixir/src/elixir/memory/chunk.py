@@ -64,6 +64,8 @@ class Chunk:
     gradient: Tensor | None = None
     handle: Any = None
     last_use: Any = None
+    unused_prefetches: int = 0
+    untouched: bool = False
     gathering: Any = None
     reducing: Any = None
     copies: list[Any] = field(default_factory=list)

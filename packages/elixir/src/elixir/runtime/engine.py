@@ -383,6 +383,7 @@ class Engine:
         """Make a chunk present and ready on the device."""
         if not self.moves(chunk):
             return
+        chunk.untouched, chunk.unused_prefetches = False, 0
         self.cache.advance(chunk.index)
         if chunk.index not in self.cache.offset:
             if self.cache.next_use(chunk.index) == FAR:
@@ -446,14 +447,21 @@ class Engine:
             return
         cache = self.cache
         for index in prefetch_order(cache, self.steps, cache.position, depth):
-            if not self._load(self.chunks[index], cache.next_use(index)):
+            chunk = self.chunks[index]
+            if chunk.unused_prefetches > 1:  # routed elsewhere lately: on demand again
+                continue
+            if not self._load(chunk, cache.next_use(index)):
                 break
+            chunk.untouched = True
 
     def evict(self, chunk: Chunk) -> None:
         """Drop a chunk's copy on the device (the host has the values)."""
         if chunk.handle is not None:
             chunk.handle.wait()
             chunk.handle = None
+        if chunk.untouched:
+            chunk.unused_prefetches += 1
+            chunk.untouched = False
         if chunk.last_use is not None:
             begin = self.cache.offset[chunk.index]
             self._freed.append((begin, begin + chunk.plan.bytes, chunk.last_use))
