@@ -110,6 +110,7 @@ def with_elixir(shape, size, steps, budget, hardware, recompute):
         hardware=hardware,
         recompute=recompute,
         step_in_backward=True,
+        keep_gradients=False,
         prefetch=3,
     )
     print(plan.explain(), flush=True)

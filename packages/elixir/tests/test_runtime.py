@@ -593,3 +593,23 @@ def test_functional_linear_on_a_weight_view_backward():
     model = Net()
     plan = elixir.plan(model, x, device_budget=least_budget(model, x), hardware=HARDWARE)
     assert_same(expected, elixir_steps(model, [x] * 2, plan))
+
+
+def test_updates_without_room_for_gradients():
+    batches = [gpt_batch(i) for i in range(4)]
+    expected = plain_steps(gpt(), batches)
+    model = gpt()
+    options = {"hardware": HARDWARE, "step_in_backward": True, "recompute": "none"}
+    kept = elixir.plan(model, batches[0], device_budget="64MiB", **options)
+    plan = elixir.plan(model, batches[0], device_budget="64MiB", keep_gradients=False, **options)
+    assert plan.resident_bytes < kept.resident_bytes
+    half = plan.override("blocks.1.*", tier="host").override("blocks.0.*", tier="device")
+    assert_same(expected, elixir_steps(model, batches, half))
+    with pytest.raises(ValueError, match="keep_gradients=False"):
+        elixir.initialize(gpt(), plan=plan, max_grad_norm=1.0)
+    model, _ = elixir.initialize(gpt(), plan=plan)
+    model(*batches[0]).backward()
+    with pytest.raises(RuntimeError, match="keep_gradients=True"):
+        model(*batches[0]).backward()
+    with pytest.raises(ValueError, match="step_in_backward=True"):
+        elixir.plan(gpt(), batches[0], device_budget="64MiB", keep_gradients=False)

@@ -32,6 +32,7 @@ def plan(
     device: str = "cpu",
     prefetch: int = 2,
     step_in_backward: bool = False,
+    keep_gradients: bool = True,
     moments: Literal["fp32", "8bit"] = "fp32",
     disk: bool = False,
     world: int = 1,
@@ -64,6 +65,9 @@ def plan(
         Chunks looked ahead.
     step_in_backward
         Whether AdamW of a chunk runs while the backward pass goes on.
+    keep_gradients
+        False, with ``step_in_backward``: parameters that stay on the device are updated as soon as
+        their gradient is there and need no room for it; no clipping, scaling or accumulation then.
     moments
         ``"8bit"`` keeps optimizer moments in one byte each.
     disk
@@ -88,6 +92,10 @@ def plan(
         raise ValueError(f"world={world}: must be at least 1")
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype={dtype}: allowed are float32, bfloat16, float16")
+    if not keep_gradients and not (step_in_backward and world == 1 and optimizer == "adamw"):
+        raise ValueError(
+            "keep_gradients=False: needs step_in_backward=True, optimizer='adamw' and one rank"
+        )
     budget = parse_bytes(device_budget, "device_budget")
     host = None if host_budget is None else parse_bytes(host_budget, "host_budget")
     if isinstance(hardware, Hardware):
@@ -124,9 +132,10 @@ def plan(
         moments=moments,
         prefetch=prefetch,
         step_in_backward=step_in_backward,
+        keep_gradients=keep_gradients,
         world=world,
         use_disk=disk,
-        activation_margin=1.15 if device.startswith("cuda") else 1.0,
+        activation_margin=1.05 if device.startswith("cuda") else 1.0,
         batch=describe(batch),
         batch_bytes=batch_bytes(batch),
     )

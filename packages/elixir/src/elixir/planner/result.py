@@ -94,6 +94,7 @@ class Plan:
     least_budget: int
     prefetch: int
     step_in_backward: bool
+    keep_gradients: bool
     optimizer: str
     moments: str
     world: int

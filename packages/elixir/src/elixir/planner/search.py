@@ -16,6 +16,7 @@ from elixir.profile.trace import ModelProfile
 from elixir.units import format_bytes
 
 Override = tuple[str, str | None, str | None]
+DISTURBANCE = 0.1
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -33,6 +34,7 @@ class Request:
     moments: str = "fp32"
     prefetch: int = 2
     step_in_backward: bool = False
+    keep_gradients: bool = True
     world: int = 1
     use_disk: bool = False
     overrides: tuple[Override, ...] = ()
@@ -105,7 +107,11 @@ def search(variants: Sequence[Variant], request: Request) -> Plan:
         )
     candidates.sort(key=_cost)
     if request.policy == "elixir" and request.world == 1 and request.moments == "fp32":
-        found = [c for base in candidates[:2] for c in _with_residents(base, request)]
+        bases: dict[tuple[str, ...], list[_Candidate]] = {}
+        for candidate in candidates:
+            bases.setdefault(candidate.variant.recompute, []).append(candidate)
+        best_bases = [c for group in bases.values() for c in group[:2]]
+        found = [c for base in best_bases for c in _with_residents(base, request)]
         candidates = sorted([*candidates, *found], key=_cost)
     best = candidates[0]
     return _finish(best, variants, request, least)
@@ -114,7 +120,9 @@ def search(variants: Sequence[Variant], request: Request) -> Plan:
 def _cost(candidate: _Candidate) -> tuple[float, int, int]:
     line = candidate.line
     assert line is not None
-    return round(line.seconds, 9), line.loaded_bytes, len(candidate.chunks)
+    # what runs beside compute disturbs it: of nearly equal plans the one that moves less is better
+    beside = line.h2d + line.d2h + line.adam + line.disk
+    return round(line.seconds + DISTURBANCE * beside, 9), line.loaded_bytes, len(candidate.chunks)
 
 
 def _packings(profile: ModelProfile, request: Request) -> list[list[ChunkPlan]]:
@@ -275,7 +283,8 @@ def resident_bytes(chunk: ChunkPlan, itemsize: int, request: Request) -> int:
     if chunk.tier == "pinned":
         return chunk.bytes
     count = 2 if request.dtype == "float32" else 3
-    return 2 * chunk.bytes + count * packing.aligned(4 * (chunk.bytes // itemsize))
+    slots = 2 if request.keep_gradients else 1
+    return slots * chunk.bytes + count * packing.aligned(4 * (chunk.bytes // itemsize))
 
 
 def _fixed(candidate: _Candidate, request: Request) -> int:
@@ -449,6 +458,7 @@ def _finish(best: _Candidate, variants: Sequence[Variant], request: Request, lea
         least_budget=least,
         prefetch=request.prefetch,
         step_in_backward=request.step_in_backward,
+        keep_gradients=request.keep_gradients,
         optimizer=request.optimizer,
         moments=request.moments,
         world=request.world,

@@ -74,7 +74,7 @@ class Hardware:
             Folder for the disk measurement; None leaves the assumed rates.
         """
         target = torch.device(device)
-        n = 1 << 23
+        n = 1 << (26 if target.type == "cuda" else 23)  # a GPU's host has large caches
         p, m, v, g = (torch.zeros(n) for _ in range(4))
         adam = _seconds(lambda: adamw_(p, m, v, g, lr=1e-3, step=1))
         stream = _seconds(lambda: p.add_(1.0))

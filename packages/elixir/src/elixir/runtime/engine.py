@@ -167,7 +167,8 @@ class Engine:
                 self.upload(chunk)
                 self._show(chunk)
             if planned.tier == "device":
-                chunk.gradient_offset = self.arena.carve(planned.bytes)
+                if self.plan.keep_gradients:
+                    chunk.gradient_offset = self.arena.carve(planned.bytes)
                 states = 2 if self.dtype == torch.float32 else 3
                 chunk.state_offsets = [self.arena.carve(4 * elements) for _ in range(states)]
         self.broadcast()

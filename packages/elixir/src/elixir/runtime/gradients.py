@@ -31,6 +31,7 @@ class Gradients:
         self.on_late: Callable[[Chunk], None] | None = None
         self.accumulate_dtype: torch.dtype | None = None
         self.through_host = False
+        self.direct: Callable[[Chunk, Slot, Tensor], None] | None = None
         self.reduced = 0
         self._next = len(engine.chunks) - 1
         self._complete: set[int] = set()
@@ -73,10 +74,13 @@ class Gradients:
         return take
 
     def _take(self, chunk: Chunk, slot: Slot, gradient: Tensor) -> None:
+        flat = _as_flat(gradient, slot)
+        if self.direct is not None and self.on_device(chunk):
+            self.direct(chunk, slot, flat)
+            return
         if self.on_late is not None:
             self.on_late(chunk)
         target = chunk.flat(slot, self.buffer(chunk))
-        flat = _as_flat(gradient, slot)
         if self.on_device(chunk):
             target.add_(flat) if slot.has_gradient else target.copy_(flat)
         elif slot.has_gradient:

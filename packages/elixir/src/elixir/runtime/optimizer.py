@@ -72,6 +72,8 @@ class ChunkOptimizer(torch.optim.Optimizer):
             raise ValueError(f"max_grad_norm={max_grad_norm}: must be positive")
         self.engine, self.max_grad_norm = engine, max_grad_norm
         self.scaler = _scaler(loss_scale)
+        if not engine.plan.keep_gradients:
+            _check_direct(engine, optimizer_cls, max_grad_norm, self.scaler, step_in_backward)
         self.fused = optimizer_cls in FUSED
         self.decoupled = optimizer_cls is not torch.optim.Adam
         self.undo_budget = undo_budget
@@ -82,7 +84,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
         self._options_used = options
         self._pool: ThreadPoolExecutor | None = None
         self._stepped: dict[int, dict[str, list[Tensor]] | None] = {}
-        self._waiting: list[Chunk] = []
+        self._direct_done: set[str] = set()
         self._undo_bytes = 0
         if params is None:
             params = [p for p in engine.model.parameters() if p.requires_grad]
@@ -108,6 +110,8 @@ class ChunkOptimizer(torch.optim.Optimizer):
         if self.step_in_backward:
             engine.gradients.on_complete = self._completed
             engine.gradients.on_late = self._late
+            if not engine.plan.keep_gradients:
+                engine.gradients.direct = self._direct
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="elixir-adam")
 
     def _defaults(
@@ -263,7 +267,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
                     self._update(chunk, scale)
                 self._publish(chunk)
         self._stepped.clear()
-        self._waiting.clear()
+        self._direct_done.clear()
         self._undo_bytes = 0
         return None
 
@@ -383,6 +387,8 @@ class ChunkOptimizer(torch.optim.Optimizer):
         """Update a chunk whose gradients are in, if that can be undone or needs no undoing."""
         if any(s.has_gradient and s.expected > 1 for s in chunk.slots):
             return
+        if self.engine.gradients.direct is not None and self.engine.gradients.on_device(chunk):
+            return
         speculative = bool(self.scaler or self.max_grad_norm)
         assert self.states is not None
         assert self._pool is not None
@@ -413,6 +419,24 @@ class ChunkOptimizer(torch.optim.Optimizer):
             work()
         else:
             chunk.stepping = self._pool.submit(work)
+
+    def _direct(self, chunk: Chunk, slot: Slot, gradient: Tensor) -> None:
+        """Update a parameter from the gradient autograd has just made."""
+        if not self.engine.gradients.synchronize or slot.expected > 1:
+            raise RuntimeError(
+                f"{slot.name}: its gradient has no room to accumulate in; plan with "
+                "keep_gradients=True"
+            )
+        if slot.name in self._direct_done:
+            raise RuntimeError(
+                f"{slot.name}: a second gradient came before step(); plan with keep_gradients=True"
+            )
+        assert self.states is not None
+        options = self._options(slot, 1.0)
+        if options is not None:
+            with torch.no_grad():
+                self.states.update(chunk, slot, options, gradient)
+        self._direct_done.add(slot.name)
 
     def _late(self, chunk: Chunk) -> None:
         if chunk.index in self._stepped:
@@ -508,6 +532,26 @@ class ChunkOptimizer(torch.optim.Optimizer):
         self.engine.close()
         if self.states is not None:
             self.states.close()
+
+
+def _check_direct(
+    engine: Engine,
+    optimizer_cls: type[torch.optim.Optimizer],
+    max_grad_norm: float | None,
+    scaler: LossScaler | None,
+    step_in_backward: bool | None,
+) -> None:
+    """Refuse what needs gradients to be kept."""
+    if max_grad_norm is not None or scaler is not None or step_in_backward is False:
+        raise ValueError(
+            "plan: was made with keep_gradients=False, which excludes max_grad_norm, loss_scale "
+            "and step_in_backward=False"
+        )
+    if optimizer_cls not in FUSED or engine.world > 1:
+        raise UnsupportedOptimizerError(
+            f"optimizer_cls={optimizer_cls.__name__}: a plan with keep_gradients=False runs AdamW "
+            "on one rank"
+        )
 
 
 def _begin(chunk: Chunk, engine: Engine, begin: int) -> int:

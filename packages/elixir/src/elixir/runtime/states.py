@@ -149,14 +149,21 @@ class ChunkStates:
         self.files[chunk.index].write(self.staging.tensor[: parts * state.numel], state.disk_offset)
         state.exp_avg = state.exp_avg_sq = state.master = None
 
-    def update(self, chunk: Chunk, slot: Slot, options: dict[str, Any]) -> None:
-        """Run AdamW on a parameter's part; ``options`` go to :func:`elixir.optim.adamw_`."""
+    def update(
+        self, chunk: Chunk, slot: Slot, options: dict[str, Any], whole: Tensor | None = None
+    ) -> None:
+        """Run AdamW on a parameter's part; ``options`` go to :func:`elixir.optim.adamw_`.
+
+        The gradient is the chunk's, or ``whole`` (flat) where it is given.
+        """
         state = self.slots[slot.name]
         state.step += 1
         n = state.numel
         if n == 0:
             return
-        gradient = chunk.flat(slot, self.engine.gradients.buffer(chunk))[state.low : state.high]
+        if whole is None:
+            whole = chunk.flat(slot, self.engine.gradients.buffer(chunk))
+        gradient = whole[state.low : state.high]
         self.load(chunk, state)
         assert state.exp_avg is not None
         assert state.exp_avg_sq is not None
