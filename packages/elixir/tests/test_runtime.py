@@ -295,7 +295,7 @@ def test_in_place_edit_of_an_absent_parameter_is_refused_and_edit_takes_it():
             o.zero_grad()
         with torch.no_grad(), pytest.raises(RuntimeError, match="single memory location"):
             model.blocks[0].up.weight.mul_(0.5)
-        with torch.no_grad(), model._elixir_engine.edit():
+        with torch.no_grad(), optimizer.edit():
             model.blocks[0].up.weight.mul_(0.5)
         with torch.no_grad():
             expected_model.blocks[0].up.weight.mul_(0.5)

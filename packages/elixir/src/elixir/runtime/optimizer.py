@@ -191,6 +191,12 @@ class ChunkOptimizer(torch.optim.Optimizer):
         finally:
             gradients.synchronize = True
 
+    @contextmanager
+    def edit(self) -> Iterator[None]:
+        """Let parameters be read and written in place, on the host, between steps."""
+        with self.engine.edit():
+            yield
+
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         """Return a view of a parameter's gradient, or None where it has none.
 
