@@ -154,7 +154,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--length", type=int, default=64, help="tokens per process")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--budget", default="600MiB")
+    parser.add_argument("--budget", default="1GiB")
     options = parser.parse_args()
     names = ["elixir", "fsdp2"]
     if importlib.util.find_spec("deepspeed"):

@@ -320,3 +320,14 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=text):
             elixir.plan(model, batch, hardware=HARDWARE, **kw)
+
+
+@pytest.mark.parametrize("policy", ["elixir", "paper"])
+def test_the_least_budget_does_not_depend_on_the_budget(policy):
+    model, batch = gpt(), gpt_batch()
+    roomy = elixir.plan(model, batch, device_budget="1GiB", hardware=HARDWARE, policy=policy)
+    assert roomy.least_budget == least_budget(model, batch, policy=policy)
+    for factor in (1.0, 1.01, 1.3, 2.0):
+        again = roomy._replan(device_budget=int(roomy.least_budget * factor))
+        assert again.least_budget == roomy.least_budget
+        assert again.device_bytes <= again.device_budget

@@ -82,11 +82,12 @@ def search(variants: Sequence[Variant], request: Request) -> Plan:
     candidates: list[_Candidate] = []
     leasts: list[int] = []
     for variant in variants:
-        for chunks in _packings(variant.profile, request):
+        for chunks, names_least in _packings(variant.profile, request):
             candidate = _prepare(variant, chunks, request)
             fixed = _fixed(candidate, request)
             cache = _least_cache(candidate, request)
-            leasts.append(fixed + cache)
+            if names_least:
+                leasts.append(fixed + cache)
             room = request.device_budget - fixed
             if room < cache:
                 continue
@@ -125,7 +126,8 @@ def _cost(candidate: _Candidate) -> tuple[float, int, int]:
     return round(line.seconds + DISTURBANCE * beside, 9), line.loaded_bytes, len(candidate.chunks)
 
 
-def _packings(profile: ModelProfile, request: Request) -> list[list[ChunkPlan]]:
+def _packings(profile: ModelProfile, request: Request) -> list[tuple[list[ChunkPlan], bool]]:
+    """Return packings, and whether each is the same for every budget (and may name the least)."""
     sizes = [packing.aligned(p.numel * profile.itemsize) for p in profile.parameters]
     rules = _rules(profile, request.overrides)
     members = packing.groups(profile, rules)
@@ -138,7 +140,15 @@ def _packings(profile: ModelProfile, request: Request) -> list[list[ChunkPlan]]:
     first = [infos[g[0]].first_use < 0 for g in members]
     labels = [(kind, unused) for kind, unused in zip(kinds, first, strict=True)]
     if request.policy == "paper":
-        return [_paper_chunks(profile, members, sizes, alone, wide, request)]
+        return [
+            (_paper_chunks(profile, members, sizes, alone, wide, request), False),
+            (
+                _paper_chunks(
+                    profile, members, sizes, alone, wide, replace(request, device_budget=1)
+                ),
+                True,
+            ),
+        ]
     total = sum(sizes)
     largest = max(sum(sizes[i] for i in g) for g in members)
     targets, target = [], max(total // 512, 1)
@@ -146,7 +156,7 @@ def _packings(profile: ModelProfile, request: Request) -> list[list[ChunkPlan]]:
         targets.append(target)
         target *= 2
     targets = sorted({*targets[:: max(1, len(targets) // 5)], largest})
-    found: list[list[ChunkPlan]] = []
+    found: list[tuple[list[ChunkPlan], bool]] = []
     seen = set()
     for target in targets:
         lists = packing.pack(members, sizes, target, alone, labels)
@@ -154,9 +164,9 @@ def _packings(profile: ModelProfile, request: Request) -> list[list[ChunkPlan]]:
         if key in seen:
             continue
         seen.add(key)
-        found.append([_chunk(profile, c, sizes, rules, wide, members) for c in lists])
+        found.append(([_chunk(profile, c, sizes, rules, wide, members) for c in lists], True))
     if not rules:  # the paper's own packing competes: a plan is never slower than the paper's
-        found.append(_paper_chunks(profile, members, sizes, alone, wide, request))
+        found.append((_paper_chunks(profile, members, sizes, alone, wide, request), False))
     return found
 
 
