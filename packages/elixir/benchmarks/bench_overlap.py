@@ -104,9 +104,11 @@ def experts(count=16, dim=256, hidden=512, tokens=64, repeats=5):
     outcomes = []
     for make in (lambda: dense, lambda: MoE(dim, hidden, count)):
         model = make()
-        one = x[:1] if isinstance(model, MoE) else x
+        one = x[:1].expand(tokens, dim) if isinstance(model, MoE) else x
         plan = made(model, one, "4GiB", loss_fn=lambda out, _: out.square().mean())
         plan = plan.override("*", tier="host")
+        if isinstance(model, MoE):
+            plan = plan.override("experts.*", shard="expert")
         model, optimizer = elixir.initialize(model, plan=plan, lr=1e-4)
         engine = model._elixir_engine
         times, before = [], engine.mover.moved["h2d"]

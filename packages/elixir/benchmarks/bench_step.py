@@ -153,7 +153,8 @@ def launch(name, length, steps, budget, world=2):
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--length", type=int, default=64, help="tokens per process")
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=1, help="interleaved runs of each engine")
     parser.add_argument("--budget", default="1GiB")
     options = parser.parse_args()
     names = ["elixir", "fsdp2"]
@@ -161,7 +162,7 @@ def main() -> None:
         names.append("deepspeed")
         launch("deepspeed", options.length, 1, options.budget)  # compiles its operators
     found = {n: [] for n in names}
-    for _ in range(2):
+    for _ in range(options.rounds):
         for name in names:
             found[name].append(launch(name, options.length, options.steps, options.budget))
     times = {n: [s for run in runs for s in run[1][1:]] for n, runs in found.items()}
@@ -188,7 +189,7 @@ def main() -> None:
                 ">= 1.5 at equal loss",
                 f"{ratio:.2f} (from {low:.2f} to {high:.2f})",
                 ratio >= 1.5 and off <= 5e-5,
-                f"medians of two runs of {options.steps - 1} steps, {options.length} tokens per "
+                f"medians of {options.rounds} x {options.steps - 1} steps, {options.length} tokens per "
                 f"process, one thread each; losses of three steps within {off:.1e} relative; "
                 f"elixir's device part "
                 f"{found['elixir'][0][2] / 2**20:.0f} MiB",
