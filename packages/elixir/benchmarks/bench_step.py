@@ -189,7 +189,7 @@ def main() -> None:
                 ">= 1.5 at equal loss",
                 f"{ratio:.2f} (from {low:.2f} to {high:.2f})",
                 ratio >= 1.5 and off <= 5e-5,
-                f"medians of {options.rounds} x {options.steps - 1} steps, {options.length} tokens per "
+                f"{options.rounds} x {options.steps - 1} steps, {options.length} tokens per "
                 f"process, one thread each; losses of three steps within {off:.1e} relative; "
                 f"elixir's device part "
                 f"{found['elixir'][0][2] / 2**20:.0f} MiB",
