@@ -12,6 +12,11 @@ from elixir.models import MoE
 from torch import nn
 
 
+# Copies as shares of compute. A forward pass is a third of compute and has half of the loads: in the
+# second group it cannot cover its own, though the whole step could.
+COVERED, UNCOVERED = (0.15, 0.3, 0.4), (0.6, 0.8)
+
+
 def seconds(model, optimizer, x, repeats, loss=lambda y: y):
     times = []
     for _ in range(repeats + 1):
@@ -44,7 +49,7 @@ def exposed(layers=16, dim=512, rows=768, repeats=5):
         seconds(plain, torch.optim.SGD(plain.parameters(), lr=0.0), x, repeats)
     )
     results = []
-    for share in (0.15, 0.3, 0.4):  # a forward pass is a third of compute and has half of the loads
+    for share in COVERED + UNCOVERED:
         size = 4 * dim * dim
         plan = made(Chain(layers, dim), x, "1GiB")
         plan = plan._replan(device_budget=plan.least_budget + 3 * size)
@@ -129,7 +134,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = exposed()
-    worst, ratio = max(r[5] for r in rows), max(r[6] for r in rows)
+    covered = [r for r in rows if r[0] in COVERED]
+    worst, ratio = max(r[5] for r in covered), max(r[6] for r in covered)
+    beyond = max(r[5] for r in rows if r[0] in UNCOVERED)
     median, least = overhead()
     faster, traffic = experts()
     goals = [
@@ -145,6 +152,13 @@ def main() -> None:
             "<= 1.10",
             f"{ratio:.2f} (worst of three rates)",
             ratio <= 1.10,
+        ),
+        goal(
+            "exposed transfer where the step's compute covers it but the forward pass's does not",
+            "shown",
+            f"{100 * beyond:.0f} % (worse of two rates)",
+            None,
+            "loads throttled to 60 and 80 % of compute time",
         ),
         goal(
             "wrapper overhead with everything resident",
