@@ -11,9 +11,8 @@ from elixir.memory.mover import HostMover
 from elixir.models import MoE
 from torch import nn
 
-
-# Copies as shares of compute. A forward pass is a third of compute and has half of the loads: in the
-# second group it cannot cover its own, though the whole step could.
+# Copies as shares of compute. A forward pass is a third of compute and has half of the loads: in
+# the second group it cannot cover its own, though the whole step could.
 COVERED, UNCOVERED = (0.15, 0.3, 0.4), (0.6, 0.8)
 
 
