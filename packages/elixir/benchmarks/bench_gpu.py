@@ -203,6 +203,9 @@ def main() -> None:
     )
     parser.add_argument("--small-only", action="store_true", help="equality and the 1B shape")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("bench_gpu: left out, there is no CUDA device")
+        return
     begin = time.perf_counter()
     goals, rows = [], []
     print(f"elixir from {bootstrap.ROOT}, kernels {available()}, CUDA {cuda() is not None}")
