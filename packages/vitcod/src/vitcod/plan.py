@@ -19,7 +19,7 @@ from vitcod.layout import CostModel, build
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jaxtyping import Bool, Int, Int32, Int64
+    from jaxtyping import Bool, Int32, Int64
 
 FORMAT = 1
 
@@ -272,7 +272,9 @@ class SparsityPlan:
         shards = []
         for i, plan in enumerate(self):
             if plan.heads % world:
-                raise InputError(f"world={world} does not divide the {plan.heads} heads of layer {i}")
+                raise InputError(
+                    f"world={world} does not divide the {plan.heads} heads of layer {i}"
+                )
             share = plan.heads // world
             own = slice(rank * share, (rank + 1) * share)
             shards.append(
