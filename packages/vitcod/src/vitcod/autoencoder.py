@@ -48,7 +48,7 @@ class AEConfig:
             raise InputError("init='pca' needs stats=collect_attention(...): or use init='random'")
 
     def compressed(self, heads: int) -> int:
-        """Number of heads after encoding, H'."""
+        """Return the number of heads after encoding, H'."""
         return max(1, int(np.ceil(self.ratio * heads - 0.01)))
 
 

@@ -178,7 +178,7 @@ def run_demo(
     drop = 100 * (dense_more - tuned["info", 0.9])
     claims = [
         {
-            "name": "accuracy lost at 90 % sparsity after fine-tuning, dense control trained as long",
+            "name": "accuracy lost at 90 % after fine-tuning, dense control trained as long",
             "paper": 1.0,
             "measured": round(drop, 2),
             "unit": "points",
@@ -283,8 +283,8 @@ def run_demo(
                 ]
                 for name, cycles in simulated.baselines.items()
             ],
-            "note": f"ViTCoD: attention {simulated.attention:,} cycles, linear {simulated.linear:,},"
-            f" FFN {simulated.ffn:,}. cpu and gpu are rooflines of the paper's Xeon and 2080 Ti.",
+            "note": f"ViTCoD: attention {simulated.attention:,} cycles,"
+            f" linear {simulated.linear:,}, FFN {simulated.ffn:,}. cpu and gpu are rooflines of the paper's Xeon and 2080 Ti.",
         },
     ]
     lead = (

@@ -1,4 +1,4 @@
-"""Does a fixed mask mean anything for this model?
+"""Whether a fixed mask means anything for a model.
 
 Maps that are close to uniform say nothing about which keys matter: any mask of the same size then
 does as well as information pruning.
