@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 if triton is not None:
 
     @triton.jit
-    def _tile_gather(
+    def _tile_gather(  # type: ignore[no-untyped-def]
         q, k, v, out, tile_ptr, keys, words, rows,
         heads, tiles, scale,
         qb, qh, qn, kb, kh, kn, vb, vh, vn, ob, oh, on,

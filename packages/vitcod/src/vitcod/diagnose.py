@@ -45,9 +45,9 @@ class Maskability:
             else "fixed masks are unsuited: the averaged maps are too uniform to choose keys by"
         )
         return (
-            f"entropy {100 * self.entropy:.1f} % of uniform; at {100 * self.sparsity:.0f} % sparsity"
-            f" information pruning keeps {100 * self.retained:.1f} % of the attention, a random mask"
-            f" {100 * self.retained_random:.1f} %: {verdict}"
+            f"entropy {100 * self.entropy:.1f} % of uniform; at {100 * self.sparsity:.0f} %"
+            f" sparsity information pruning keeps {100 * self.retained:.1f} % of the attention,"
+            f" a random mask {100 * self.retained_random:.1f} %: {verdict}"
         )
 
 

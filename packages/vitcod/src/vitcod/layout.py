@@ -30,9 +30,9 @@ class CostModel:
     results; `calibrate` measures them on another.
     """
 
-    entry: float = 2.6
-    row: float = 20.0
-    slot: float = 1.75
+    entry: float = 3.2
+    row: float = 36.0
+    slot: float = 2.2
     block: int = 512
 
     def csr(self, entries: int, rows: int) -> float:
@@ -74,3 +74,56 @@ def build(plan: LayerPlan, model: CostModel, kinds: list[str] | None = None) -> 
     codes = np.array([KINDS.index(kind) for kind in kinds], np.int32)
     order = np.ascontiguousarray(plan.order, np.int32)
     return native.make_layout(heads, queries, keys, ptr, idx, order, codes, block)
+
+
+def calibrate(dim: int = 64, seed: int = 0) -> CostModel:
+    """Measure the cost model on this machine, in one thread; a third of a second.
+
+    Returns
+    -------
+    CostModel; pass it to ``LayerPlan.native_layout(model)``
+
+    Raises
+    ------
+    InputError
+        There is no compiled part to measure.
+    """
+    import time
+
+    import torch
+
+    from vitcod.errors import InputError
+    from vitcod.plan import LayerPlan
+
+    if native.instruction_set() == "torch":
+        raise InputError("calibrate needs the compiled part: install with a C++17 compiler")
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(1, 4, 192, dim, generator=generator) for _ in range(3))
+
+    def nanoseconds(keep: np.ndarray, kind: str) -> float:
+        plan = LayerPlan.from_mask(keep)
+        layout = plan.native_layout(CostModel(), [kind] * plan.heads)
+        best = float("inf")
+        for _ in range(30):
+            start = time.thread_time()
+            native.forward(layout, q, k, v, None, 1.0, False)
+            best = min(best, time.thread_time() - start)
+        return 1e9 * best
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        masks = []
+        for density in (0.1, 0.4):
+            keep = rng.random((4, 192, 192)) < density
+            keep[:, :, 0] = True
+            masks.append(keep)
+        few, many = (nanoseconds(m, "csr") for m in masks)
+        entries = [int(m.sum()) for m in masks]
+        entry = (many - few) / (entries[1] - entries[0])
+        row = max((few - entry * entries[0]) / (4 * 192), 0.0)
+        slot = nanoseconds(np.ones((4, 192, 192), bool), "lanes") / (4 * 192 * 192)
+    finally:
+        torch.set_num_threads(threads)
+    return CostModel(round(entry, 3), round(row, 1), round(slot, 3))

@@ -6,9 +6,7 @@ in a weak table as long as somebody holds them.
 
 from __future__ import annotations
 
-import itertools
 import math
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,23 +14,12 @@ from torch import Tensor
 
 from vitcod import native
 from vitcod.errors import InputError
-from vitcod.plan import LayerPlan
+from vitcod.plan import PLANS, LayerPlan
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-_plans: weakref.WeakValueDictionary[int, LayerPlan] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
-
-def register_plan(plan: LayerPlan) -> int:
-    """Return the number by which the operator knows a plan."""
-    number = plan._cache.get("number")
-    if number is None:
-        number = plan._cache["number"] = next(_numbers)
-        _plans[number] = plan
-    return int(number)
 
 
 def _keep(plan: LayerPlan, device: torch.device) -> Tensor:
@@ -70,7 +57,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    layer = _plans[plan]
+    layer = PLANS[plan]
     kind = _compute_dtype(q)
     q32, k32, v32 = q.to(kind), k.to(kind), v.to(kind)
     b32 = None if bias is None else bias.to(kind)
@@ -104,7 +91,7 @@ def _attention_backward(
     plan: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    layer = _plans[plan]
+    layer = PLANS[plan]
     kind = _compute_dtype(q)
     q32, k32, v32, o32, g32 = (x.to(kind) for x in (q, k, v, out, grad_out))
     b32 = None if bias is None else bias.to(kind)
@@ -173,7 +160,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.save_for_backward(q, k, v, bias, out, lse)
     ctx.mark_non_differentiable(lse)
     ctx.plan, ctx.scale = plan, scale
-    ctx.keep_alive = _plans.get(plan)
+    ctx.keep_alive = PLANS.get(plan)
 
 
 def _backward(
@@ -201,7 +188,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: LayerPlan, bias: Tensor | None
                 f"{name} is {x.dtype} on {x.device}: q, k and v must agree and be float32,"
                 " float64, float16 or bfloat16"
             )
-    heads, queries, keys = plan.keep.shape
+    heads, queries, keys = plan.shape
     if q.shape[1] != heads or k.shape[1] != heads or v.shape[1] != heads:
         raise InputError(
             f"q has {q.shape[1]}, k {k.shape[1]} and v {v.shape[1]} heads, the plan {heads}:"
@@ -287,11 +274,10 @@ def sparse_attention(
     if plain and not needs_grad and not torch.compiler.is_compiling() and _runs_native(q):
         b32 = None if bias is None else bias.float()
         return native.forward(plan.native_layout(), q, k, v, b32, scale, False)[0]
-    number = register_plan(plan)
     if q.device.type == "cuda" and not needs_grad and bias is None:
         from vitcod.cuda_ops import cuda_attention, cuda_available
 
         if cuda_available(q, v):
             return cuda_attention(q, k, v, plan, scale)
-    out: Tensor = _attention(q, k, v, bias, number, scale)[0]
+    out: Tensor = _attention(q, k, v, bias, plan.number, scale)[0]
     return out

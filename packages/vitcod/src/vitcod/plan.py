@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import weakref
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Int32, Int64
 
 FORMAT = 1
+_numbers = itertools.count()
+# Plans by number: operators take numbers, not objects. A plan is here while somebody holds it.
+PLANS: weakref.WeakValueDictionary[int, LayerPlan] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,16 @@ class LayerPlan:
     permutation: Int32[np.ndarray, "heads keys"] | None = None
     num_global: Int64[np.ndarray, " heads"] | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+    is_dense: bool = field(init=False, repr=False)
+    number: int = field(init=False, repr=False)
+    shape: tuple[int, int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Plain values, so that torch.compile reads them as constants.
+        object.__setattr__(self, "is_dense", bool(self.keep.all()))
+        object.__setattr__(self, "number", next(_numbers))
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.keep.shape))
+        PLANS[self.number] = self
 
     @classmethod
     def from_mask(
@@ -88,22 +102,23 @@ class LayerPlan:
     @property
     def heads(self) -> int:
         """Number of heads."""
-        return self.keep.shape[0]
+        return self.shape[0]
 
     @property
     def queries(self) -> int:
         """Number of queries."""
-        return self.keep.shape[1]
+        return self.shape[1]
 
     @property
     def keys(self) -> int:
         """Number of keys."""
-        return self.keep.shape[2]
+        return self.shape[2]
 
-    @cached_property
+    @property
     def nnz(self) -> Int64[np.ndarray, " heads"]:
         """Kept entries of each head."""
-        return self.keep.sum((1, 2))
+        found: np.ndarray = self.keep.sum((1, 2))
+        return found
 
     @property
     def density(self) -> float:
@@ -114,11 +129,6 @@ class LayerPlan:
     def sparsity(self) -> float:
         """Dropped share of the layer's scores, 0 to 1."""
         return 1 - self.density
-
-    @cached_property
-    def is_dense(self) -> bool:
-        """Whether every key is kept."""
-        return bool(self.keep.all())
 
     def csr(self) -> tuple[Int64[np.ndarray, " rows_1"], Int32[np.ndarray, " entries"]]:
         """Row pointers over heads*queries rows, and the kept keys of each row, ascending."""

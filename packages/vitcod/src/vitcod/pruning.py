@@ -262,7 +262,7 @@ def _solve(
 
 
 def _smallest(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` smallest values; ties go to the lower index."""
+    """Return the indices of the `count` smallest values; ties go to the lower index."""
     if count >= len(values):
         return np.arange(len(values))
     limit = np.partition(values, count - 1)[count - 1]
@@ -289,7 +289,7 @@ def morton(grid: tuple[int, int]) -> Int[np.ndarray, " tokens"]:
 def row_order(
     tokens: int, grid: tuple[int, int] | None, special: int
 ) -> Int[np.ndarray, " tokens"]:
-    """Walking order of the rows: special tokens, then patches in Z-order where there is a grid."""
+    """Return special tokens, then patches in Z-order where there is a grid."""
     if grid is None or grid[0] * grid[1] + special != tokens:
         return np.arange(tokens)
     return np.concatenate([np.arange(special), special + morton(grid)])

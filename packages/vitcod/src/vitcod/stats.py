@@ -71,8 +71,8 @@ class AttentionStats:
             if bad.any():
                 head, row, _ = (int(i) for i in np.argwhere(bad)[0])
                 raise InputError(
-                    f"stats holds NaN, infinite or negative attention in layer {layer}, head {head},"
-                    f" row {row}: look for overflow in the model or its checkpoint"
+                    f"stats holds NaN, infinite or negative attention in layer {layer},"
+                    f" head {head}, row {row}: look for overflow in the model or its checkpoint"
                 )
             off = np.abs(maps.sum(-1) - 1) > 1e-3
             if off.any():
@@ -271,7 +271,8 @@ def collect_attention(
         raise InputError("loader gave no image: at least one is needed")
     maps, output, q_moments, k_moments = [], [], [], []
     for collector in collectors:
-        assert collector.total is not None and collector.moments is not None
+        assert collector.total is not None
+        assert collector.moments is not None
         maps.append((collector.total / images).cpu().numpy())
         q_moments.append((collector.moments[0] / collector.samples).cpu().numpy())
         k_moments.append((collector.moments[1] / collector.samples).cpu().numpy())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def dense_cycles(plan: LayerPlan, dim: int, arch: Architecture) -> int:
     """Dense attention on the same MACs, softmax overlapped, outputs stored."""
-    heads, queries, keys = plan.keep.shape
+    heads, queries, keys = plan.shape
     compute = 2 * ceil(heads * queries * keys * dim / arch.macs)
     softmax = ceil(heads * queries * keys / (2 * arch.softmax_lanes))
     traffic = (2 * queries + 2 * keys) * heads * dim
@@ -46,7 +46,7 @@ def sanger_load_balance(keep: np.ndarray, segment: int = 64, width: int = 16) ->
 
 def sanger_cycles(plan: LayerPlan, dim: int, arch: Architecture) -> int:
     """Sanger: a 4-bit prediction of all scores, then the kept ones at its load balance."""
-    heads, queries, keys = plan.keep.shape
+    heads, queries, keys = plan.shape
     # Four 4-bit products take the place of one of 8 bits.
     predict = ceil(heads * queries * keys * dim / (4 * arch.macs))
     balance = sanger_load_balance(plan.keep)
@@ -62,7 +62,7 @@ def spatten_cycles(plan: LayerPlan, dim: int, arch: Architecture) -> int:
     How the paper set SpAtten's pruning ratio is not published; equal numbers of scores are our
     choice.
     """
-    heads, queries, keys = plan.keep.shape
+    heads, queries, keys = plan.shape
     root = float(np.sqrt(plan.density))
     q, k = ceil(root * queries), ceil(root * keys)
     compute = 2 * ceil(heads * q * k * dim / arch.macs)
@@ -76,7 +76,7 @@ def roofline_seconds(
     plan: LayerPlan, dim: int, flops: float, bandwidth: float, bytes_per_value: int = 4
 ) -> float:
     """Least seconds of dense attention on a processor of given peak and bandwidth."""
-    heads, queries, keys = plan.keep.shape
+    heads, queries, keys = plan.shape
     work = 4 * heads * queries * keys * dim
     traffic = (2 * queries + 2 * keys) * heads * dim * bytes_per_value
     return max(work / flops, traffic / bandwidth)

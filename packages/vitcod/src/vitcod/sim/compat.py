@@ -101,19 +101,17 @@ def official_cycles(
         share = width / heads
         vector = _load(heads * ratio * dim)
         loads = g * vector + n * vector + 2 + (n - g) * vector + 1 + n * _load(heads * dim)
-        if g == 0:
-            loads += ceil(s / n) * n * vector
         decode = 2 * n * ceil(heads * ratio * dim / (width * width / heads))
-        dense_lines = int(width * g * n / (s + g * n)) if s + g * n else 0
-        if g and dense_lines == 0:
+        dense_lines = int(width * g * n / (s + g * n))
+        if dense_lines == 0:
             raise InputError(
-                f"layer {i} head 0 has so few global tokens that the official split gives them no"
-                " line and divides by zero: use the consistent model"
+                f"layer {i} head 0 has no token with more than {dense_threshold:g} kept entries:"
+                " the official script divides by zero there; use the consistent model"
             )
         sparse_lines = width - dense_lines
         depth = ceil(dim / share - 1e-9)
-        sddmm_dense = g * ceil(n / dense_lines) * depth if g else 0
-        spmm_dense = ceil(n * dim * g / int(dense_lines * share)) if g else 0
+        sddmm_dense = g * ceil(n / dense_lines) * depth
+        spmm_dense = ceil(n * dim * g / int(dense_lines * share))
         sddmm_sparse = ceil(s / sparse_lines) * depth if s else 0
         spmm_sparse = ceil(s * dim / int(sparse_lines * share)) if s else 0
         layers.append(
