@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
+from functools import partial
 
 import torch
 from common import parser, write
@@ -49,7 +50,9 @@ def main() -> None:
         x = images[:1]
         with torch.no_grad():
             t = interleaved(
-                {"dense": lambda: dense(x), "sparse": lambda: sparse(x)}, repeats, time.thread_time
+                {"dense": partial(dense, x), "sparse": partial(sparse, x)},
+                repeats,
+                time.thread_time,
             )
             a, b = sparse(images), masked_twin(dense, plan)(images)
         same = bool((a.argmax(-1) == b.argmax(-1)).all())

@@ -28,7 +28,8 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True)
     out = options.parse_args().out
     if not torch.cuda.is_available():
-        sys.exit("bench_gpu needs an NVIDIA GPU")
+        print("left out: bench_gpu needs an NVIDIA GPU")
+        return
     import triton
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     from triton.testing import do_bench_cudagraph

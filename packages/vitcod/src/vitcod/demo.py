@@ -77,12 +77,14 @@ def _run(out: Path, seed: int, on_step: Callable[[int, int], None] | None) -> di
     train_x, train_y, test_x, test_y = _digits(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = VisionTransformer(image=8, patch=1, channels=1, dim=48, depth=3, heads=4)
+        model = VisionTransformer(image=8, patch=1, channels=1, dim=32, depth=2, heads=4)
+        # A patch is one pixel: its place must be as loud as its gray value.
+        torch.nn.init.normal_(model.pos_embed, std=0.5)
     finetune(
         model,
         train_x,
         train_y,
-        Recipe.cpu(14, 2e-3),
+        Recipe.cpu(12, 4e-3),
         seed=seed,
         augment=_shift,
         on_step=None if on_step is None else (lambda step, steps, _: on_step(step, steps)),
@@ -91,7 +93,7 @@ def _run(out: Path, seed: int, on_step: Callable[[int, int], None] | None) -> di
     stats = collect_attention(model, [train_x[:500]])
     verdict = diagnose(stats, 0.9)
 
-    more = Recipe.cpu(2, 5e-4)
+    more = Recipe.cpu(2, 1e-3)
     control = copy.deepcopy(model)
     finetune(control, train_x, train_y, more, seed=seed, augment=_shift)
     dense_more = accuracy(control, test_x, test_y)
@@ -127,7 +129,7 @@ def _run(out: Path, seed: int, on_step: Callable[[int, int], None] | None) -> di
         from vitcod.plan import LayerPlan
 
         layer = LayerPlan.from_mask(vit_like_mask(heads, tokens, 0.9, seed))
-        d, s = compare_with_dense(layer, repeats=25, seed=seed)
+        d, s = compare_with_dense(layer, repeats=9, seed=seed)
         speed_rows.append((f"N = {tokens}, {heads} heads", d.least, s.least))
         speed_table.append(
             [
@@ -149,7 +151,7 @@ def _run(out: Path, seed: int, on_step: Callable[[int, int], None] | None) -> di
         (
             "maps.png",
             "Averaged attention, kept keys at 90 % and polarized masks of the trained model",
-            report.maps_figure(stats, plan90, [(0, 0), (0, 1), (1, 0), (2, 3)]),
+            report.maps_figure(stats, plan90, [(0, 0), (0, 1), (1, 0), (1, 1)]),
         ),
         (
             "pareto.png",
@@ -197,7 +199,7 @@ def _run(out: Path, seed: int, on_step: Callable[[int, int], None] | None) -> di
             "measured": round(drop, 2),
             "unit": "points",
             "met": bool(drop <= 1.0),
-            "how": "ViT of 3 layers on scikit-learn's digits, 65 tokens, 2 more epochs; the paper:"
+            "how": "ViT of 2 layers on scikit-learn's digits, 65 tokens, 2 more epochs; the paper:"
             " below 1 for DeiT on ImageNet (its figure says 1.6 for DeiT-S)",
         },
         {
@@ -249,7 +251,7 @@ def _run(out: Path, seed: int, on_step: Callable[[int, int], None] | None) -> di
             "measured": round(ratio, 2),
             "unit": "x",
             "met": None,
-            "how": f"interleaved, least of 25, {threads} thread(s); the authors' code masks a dense"
+            "how": f"interleaved, least of 9, {threads} thread(s); the authors' code masks a dense"
             " product and gains nothing",
         },
     ]

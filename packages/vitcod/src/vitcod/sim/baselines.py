@@ -53,7 +53,7 @@ def sanger_cycles(plan: LayerPlan, dim: int, arch: Architecture) -> int:
     work = ceil(2 * int(plan.nnz.sum()) * dim / (arch.macs * max(balance, 1e-9)))
     # Q and K are read twice: quantised for the prediction (half a byte) and in full.
     traffic = int((2.5 * queries + 2.5 * keys) * heads * dim)
-    return max(predict + work, ceil(traffic / arch.bytes_per_cycle))
+    return int(max(predict + work, ceil(traffic / arch.bytes_per_cycle)))
 
 
 def spatten_cycles(plan: LayerPlan, dim: int, arch: Architecture) -> int:
@@ -69,7 +69,7 @@ def spatten_cycles(plan: LayerPlan, dim: int, arch: Architecture) -> int:
     accumulate = ceil(heads * q * k / (2 * arch.softmax_lanes))
     top_k = ceil(keys * ceil(np.log2(max(keys, 2))) / 16)
     traffic = int((q + k) * heads * dim * 2)
-    return max(compute, accumulate, ceil(traffic / arch.bytes_per_cycle)) + top_k
+    return int(max(compute, accumulate, ceil(traffic / arch.bytes_per_cycle)) + top_k)
 
 
 def roofline_seconds(
