@@ -12,7 +12,6 @@ from vitcod.environment import describe
 from vitcod.files import make_folder, write_atomically
 
 MASK = "VITCOD_MASK"
-PHOTOGRAPHS = "VITCOD_PHOTOGRAPHS"
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -572,7 +572,7 @@ def demo_command(*, out: Path, seed: int = 0) -> int:
         raise InputError("module='sklearn' is missing: pip install 'vitcod[demo]'")
     from vitcod.demo import run_demo
 
-    with _progress("training", 192) as progress:
+    with _progress("training", 416) as progress:
         task = progress.task_ids[0]
         result = run_demo(
             out, seed, on_step=lambda i, n: progress.update(task, completed=i, total=n)

@@ -41,12 +41,6 @@ def _digits(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.
     return x[:1000], y[:1000], x[1000:], y[1000:]
 
 
-def _shift(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Move a batch by up to one pixel."""
-    dy, dx = torch.randint(-1, 2, (2,), generator=generator).tolist()
-    return torch.roll(x, (dy, dx), (2, 3))
-
-
 def run_demo(
     out: Path, seed: int = 0, on_step: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
@@ -84,9 +78,8 @@ def _run(out: Path, seed: int, on_step: Callable[[int, int], None] | None) -> di
         model,
         train_x,
         train_y,
-        Recipe.cpu(12, 4e-3),
+        Recipe.cpu(26, 5e-3),
         seed=seed,
-        augment=_shift,
         on_step=None if on_step is None else (lambda step, steps, _: on_step(step, steps)),
     )
     dense = accuracy(model, test_x, test_y)
@@ -95,7 +88,7 @@ def _run(out: Path, seed: int, on_step: Callable[[int, int], None] | None) -> di
 
     more = Recipe.cpu(2, 1e-3)
     control = copy.deepcopy(model)
-    finetune(control, train_x, train_y, more, seed=seed, augment=_shift)
+    finetune(control, train_x, train_y, more, seed=seed)
     dense_more = accuracy(control, test_x, test_y)
     rows: list[list[str]] = []
     points: dict[str, list[tuple[float, float]]] = {
@@ -112,7 +105,7 @@ def _run(out: Path, seed: int, on_step: Callable[[int, int], None] | None) -> di
             plan = prune(stats, sparsity=level, method=method, seed=seed)
             pruned = patch(copy.deepcopy(model), plan)
             before = accuracy(pruned, test_x, test_y)
-            finetune(pruned, train_x, train_y, more, seed=seed, augment=_shift)
+            finetune(pruned, train_x, train_y, more, seed=seed)
             after = accuracy(pruned, test_x, test_y)
             tuned[method, level] = after
             row += [f"{100 * before:.1f}", f"{100 * after:.1f}"]

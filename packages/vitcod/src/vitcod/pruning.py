@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Method = Literal["info", "ratio", "std", "random", "local", "output"]
 Scope = Literal["global", "layer"]
-Maps = "Float[np.ndarray, 'heads queries keys']"
 
 
 def information_mask(
