@@ -37,11 +37,16 @@ def masked_twin(model: torch.nn.Module, plan: object) -> torch.nn.Module:
 
 
 def main() -> None:
-    options = parser(__doc__).parse_args()
+    settings = parser(__doc__)
+    settings.add_argument("--sizes", type=int, nargs="+", default=[224, 512, 1024])
+    options = settings.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     goals, rows = [], []
     for size, bar, repeats in ((224, 1.15, 15), (512, 1.6, 5), (1024, 2.8, 3)):
+        if size not in options.sizes:
+            print(f"left out: {size}")
+            continue
         tokens = (size // 16) ** 2 + 1
         dense = VisionTransformer(image=size, dim=192, depth=12, heads=3, classes=1000).eval()
         plan = vit_like_plan(12, 3, tokens, 0.9)
@@ -80,7 +85,11 @@ def main() -> None:
         "columns": ["image", "tokens", "dense", "vitcod", "ratio", "largest logit difference"],
         "rows": rows,
     }
-    write(options.out, "bench_end_to_end", "DeiT-Tiny end to end", goals, [table], 1)
+    sizes = " ".join(str(size) for size in options.sizes)
+    command = f"python packages/vitcod/benchmarks/bench_end_to_end.py --out DIR --sizes {sizes}"
+    write(
+        options.out, "bench_end_to_end", "DeiT-Tiny end to end", goals, [table], 1, command=command
+    )
 
 
 if __name__ == "__main__":
