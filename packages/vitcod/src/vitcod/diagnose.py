@@ -1,0 +1,86 @@
+"""Whether a fixed mask means anything for a model.
+
+Maps that are close to uniform say nothing about which keys matter: any mask of the same size then
+does as well as information pruning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitcod.plan import SparsityPlan
+from vitcod.pruning import prune
+from vitcod.stats import AttentionStats
+
+
+@dataclass(frozen=True)
+class Maskability:
+    """Diagnosis of averaged maps.
+
+    Parameters
+    ----------
+    entropy : mean entropy of a row as a share of log(keys); 1 is uniform
+    retained : attention mass that information pruning keeps at the target sparsity
+    retained_random : mass that a random mask of the same size keeps
+    sparsity : target, 0 to 1
+    suited : whether the kept mass is at least twice the random one
+    """
+
+    entropy: float
+    retained: float
+    retained_random: float
+    sparsity: float
+
+    @property
+    def suited(self) -> bool:
+        """Whether information pruning keeps at least twice the mass of a random mask."""
+        return self.retained >= 2 * self.retained_random
+
+    def __str__(self) -> str:
+        verdict = (
+            "fixed masks suit this model"
+            if self.suited
+            else "fixed masks are unsuited: the averaged maps are too uniform to choose keys by"
+        )
+        return (
+            f"entropy {100 * self.entropy:.1f} % of uniform; at {100 * self.sparsity:.0f} %"
+            f" sparsity information pruning keeps {100 * self.retained:.1f} % of the attention,"
+            f" a random mask {100 * self.retained_random:.1f} %: {verdict}"
+        )
+
+
+def retained_mass(stats: AttentionStats, plan: SparsityPlan) -> float:
+    """Mean share of the averaged attention that a plan keeps, 0 to 1."""
+    kept = [float((m * p.keep).sum(-1).mean()) for m, p in zip(stats.maps, plan)]
+    return float(np.mean(kept))
+
+
+def diagnose(stats: AttentionStats, sparsity: float = 0.9) -> Maskability:
+    """Measure how far the averaged maps are from uniform.
+
+    Parameters
+    ----------
+    stats : averaged maps
+    sparsity : target, 0 to 1
+
+    Examples
+    --------
+    >>> import numpy as np, vitcod
+    >>> flat = vitcod.AttentionStats([np.full((1, 65, 65), 1 / 65)], images=1)
+    >>> vitcod.diagnose(flat, 0.5).suited
+    False
+    """
+    entropies = []
+    for maps in stats.maps:
+        p = np.maximum(maps, 1e-300)
+        entropies.append(float(-(maps * np.log(p)).sum(-1).mean() / np.log(maps.shape[-1])))
+    info = prune(stats, sparsity=sparsity, protect=())
+    random = prune(stats, sparsity=sparsity, method="random", protect=())
+    return Maskability(
+        float(np.mean(entropies)),
+        retained_mass(stats, info),
+        retained_mass(stats, random),
+        sparsity,
+    )
