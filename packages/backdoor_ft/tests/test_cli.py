@@ -41,7 +41,7 @@ def test_run_folders_eval_and_sequela(folders, capsys):
     page = folders / "audit.html"
     assert run("sequela", victim, fixed, "--audit", "mia,retuning,bec", "--html", page) == 0
     assert "Audits" in page.read_text()
-    assert json.loads((fixed / "sequela.json").read_text())["values"]["bec"]["before"] == 1.0
+    assert json.loads((fixed / "sequela.json").read_text())["values"]["bec"]["before"] > 0.999
 
 
 def test_repair_of_a_bare_checkpoint(folders, tmp_path, capsys):
@@ -52,14 +52,15 @@ def test_repair_of_a_bare_checkpoint(folders, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["method"] == "bn_recalibration"
 
 
-def test_guard_has_its_exit_code(folders, tmp_path, capsys):
-    code = run("repair", folders / "victim", "--method", "sau", "--max-acc-drop", 0.0, "--out",
-               tmp_path / "f")  # fmt: skip
-    if code == 3:
-        assert not (tmp_path / "f").exists()
-        assert capsys.readouterr().err.count("\n") == 1
-    else:
-        assert code == 0
+def test_guard_has_its_exit_code(folders, digits, tmp_path, capsys):
+    """Training anew on 48 digits cannot keep the victim's accuracy."""
+    few = digits[0].subset(torch.arange(60))
+    np.savez(tmp_path / "few.npz", inputs=few.inputs.numpy(), labels=few.labels, num_classes=10)
+    code = run("repair", folders / "victim", "--clean", tmp_path / "few.npz", "--method", "scratch",
+               "--max-acc-drop", 0.0, "--out", tmp_path / "f")  # fmt: skip
+    assert code == 3
+    assert not (tmp_path / "f").exists()
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_gate_has_its_exit_code(tmp_path, capsys):
@@ -76,8 +77,6 @@ def test_schedule(tmp_path, capsys):
 
 
 def test_pickled_checkpoint_is_refused_in_one_line(tmp_path, capsys):
-    import torch
-
     torch.save(models.SmallCNN(), tmp_path / "m.pt")
     code = run("repair", "--checkpoint", tmp_path / "m.pt", "--model", "cnn", "--clean", "digits",
                "--out", tmp_path / "f")  # fmt: skip

@@ -36,7 +36,7 @@ def test_every_instruction_set(monkeypatch, name):
     monkeypatch.setenv(VARIABLE, name)
     native = module._native
     if name != "torch" and (native is None or not native.available(name)):
-        with pytest.raises(InputError, match="not available|not built"):
+        with pytest.raises(InputError, match=r"not available|not built"):
             instruction_set()
         return
     assert instruction_set() == name

@@ -184,8 +184,9 @@ def test_calibration_and_robustness(digits, repaired):
 def test_all_audits(digits, badnets, repaired, scratch):
     victim, plan = badnets
     cheap = [a for a in AUDITS if a != "mia.lira"]
+    part = digits[1].subset(torch.arange(200))
     found = sequela(
-        before=victim, after=repaired, reference=scratch, plan=plan, test=digits[1], audits=cheap
+        before=victim, after=repaired, reference=scratch, plan=plan, test=part, audits=cheap
     )
     assert set(found.values) == {"retuning", "qra", "bec", "adversarial", "calibration"}
     assert [c.name for c in found.curves] == ["before", "after", "reference"]

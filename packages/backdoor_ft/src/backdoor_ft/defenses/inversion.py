@@ -53,12 +53,13 @@ def invert(
         logits = model((1 - m) * x + m * p)
         wanted = torch.full((len(x),), target)
         size = m.sum()
+        area = float(size.detach())
         optimizer.zero_grad()
         (F.cross_entropy(logits, wanted) + cost * size).backward()
         optimizer.step()
         success = float((logits.argmax(1) == target).float().mean())
-        if success >= threshold and float(size) < smallest:
-            best, smallest = (m.detach(), p.detach()), float(size)
+        if success >= threshold and area < smallest:
+            best, smallest = (m.detach(), p.detach()), area
         up, down = (up + 1, 0) if success >= threshold else (0, down + 1)
         if up >= patience:
             cost, up = cost * multiplier, 0
