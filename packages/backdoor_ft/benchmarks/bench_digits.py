@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from common import goal, parser, write
-
 from backdoor_ft.attacks import plan_attack
 from backdoor_ft.data import digits
 from backdoor_ft.defenses import FT, Scratch, SuperFT
@@ -13,6 +11,7 @@ from backdoor_ft.engine import train
 from backdoor_ft.metrics import score
 from backdoor_ft.models import SmallCNN
 from backdoor_ft.sequela import metric_attacks
+from common import goal, parser, write
 
 ATTACKS = ("badnets", "blended", "sig")
 REPAIRS = {"FT": FT(), "SFT": SuperFT(), "scratch": Scratch(batch_size=64)}

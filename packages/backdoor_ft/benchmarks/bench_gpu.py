@@ -23,7 +23,6 @@ if "backdoor_ft" not in sys.modules:  # the modules alone, without what only the
     sys.modules["backdoor_ft"] = package
 
 import torch  # noqa: E402
-
 from backdoor_ft.augment import Augment  # noqa: E402
 from backdoor_ft.data import image_zip  # noqa: E402
 from backdoor_ft.defenses.departure import FST  # noqa: E402

@@ -1,7 +1,6 @@
+import backdoor_ft as bft
 import pytest
 import torch
-
-import backdoor_ft as bft
 from backdoor_ft import models
 
 torch.set_num_threads(1)

@@ -1,10 +1,8 @@
+import backdoor_ft as bft
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-import backdoor_ft as bft
 from backdoor_ft import InputError, models
 from backdoor_ft.attacks import (
     PRESETS,
@@ -27,6 +25,7 @@ from backdoor_ft.defenses import FT, HeadOnly, SuperFT
 from backdoor_ft.engine import predict
 from backdoor_ft.metrics import attack_success
 from backdoor_ft.triggers import BadNets
+from torch import nn
 
 FAST = bft.Recipe(steps=200)
 

@@ -1,9 +1,8 @@
 import time
 
+import backdoor_ft as bft
 import pytest
 import torch
-
-import backdoor_ft as bft
 from backdoor_ft import InputError, LabeledData, models
 from backdoor_ft.auto import decoy_triggers, plant, range_test, seconds
 from backdoor_ft.defenses import FT

@@ -6,7 +6,6 @@ import sys
 import time
 
 import pytest
-
 from backdoor_ft import models
 from backdoor_ft.bench import Matrix, run_matrix
 from backdoor_ft.ckpt import save_model

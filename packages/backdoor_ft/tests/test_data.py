@@ -5,11 +5,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from backdoor_ft import InputError, LabeledData
 from backdoor_ft.augment import Augment, crop_flip, draw_crops
 from backdoor_ft.data import idx, image_folder, load, overlap, toy_text
+from PIL import Image
 
 
 def test_range_and_labels_are_checked():

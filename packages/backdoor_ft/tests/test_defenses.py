@@ -1,13 +1,11 @@
 import copy
 from dataclasses import replace
 
+import backdoor_ft as bft
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-import backdoor_ft as bft
 from backdoor_ft import DivergedError, InputError, models
 from backdoor_ft.defenses import (
     CLP,
@@ -27,6 +25,7 @@ from backdoor_ft.defenses.pruning import channel_lipschitz, norm_after
 from backdoor_ft.defenses.sharpness import adaptive_ascent
 from backdoor_ft.detect import activation_clusters, anomaly_index, spectral_scores
 from backdoor_ft.metrics import accuracy, attack_success
+from torch import nn
 
 # Few steps, for what must hold at any length.
 SHORT = {

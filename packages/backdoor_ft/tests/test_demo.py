@@ -1,7 +1,6 @@
 import json
 
 import torch
-
 from backdoor_ft.attacks import plan_attack
 from backdoor_ft.demo import watcher
 from backdoor_ft.report import bars, figure_png, matrix_figure, time_line, trigger_gallery

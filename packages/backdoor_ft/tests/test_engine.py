@@ -2,17 +2,16 @@ import copy
 import os
 import pickle
 
+import backdoor_ft as bft
 import pytest
 import torch
 import torch.multiprocessing as mp
-from torch import nn
-
-import backdoor_ft as bft
 from backdoor_ft import DivergedError, InputError, models
 from backdoor_ft.augment import Augment
 from backdoor_ft.ckpt import load_model, read_state, save_model
 from backdoor_ft.engine import batches, evaluating, fit, predict
 from backdoor_ft.stacked import fit_stacked
+from torch import nn
 
 
 def state(model):

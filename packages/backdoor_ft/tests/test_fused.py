@@ -1,12 +1,11 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from backdoor_ft import InputError
 from backdoor_ft import fused as module
 from backdoor_ft.augment import draw_crops
 from backdoor_ft.fused import VARIABLE, byte_table, fused, fused_reference, instruction_set
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytestmark = pytest.mark.native
 

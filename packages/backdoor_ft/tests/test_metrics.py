@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from backdoor_ft import InputError, LabeledData, evaluate, implanted, models
+from backdoor_ft.metrics import accuracy, bootstrap, defense_effectiveness, score, wilson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 from torch import nn
-
-from backdoor_ft import InputError, LabeledData, evaluate, implanted, models
-from backdoor_ft.metrics import accuracy, bootstrap, defense_effectiveness, score, wilson
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,11 +2,10 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from backdoor_ft import InputError, PoisonPlan, data, poison
 from backdoor_ft.triggers import BadNets, Blended, RareWord, WaNet
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 @settings(max_examples=15, deadline=None)

@@ -1,11 +1,10 @@
 import pytest
 import torch
+from backdoor_ft import InputError, SuperFineTuneLR
+from backdoor_ft.schedules import PRESETS, SuperFineTuneConfig, dose, plot_schedule, preset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CyclicLR
-
-from backdoor_ft import InputError, SuperFineTuneLR
-from backdoor_ft.schedules import PRESETS, SuperFineTuneConfig, dose, plot_schedule, preset
 
 
 def sgd():

@@ -1,9 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
-
 from backdoor_ft import InputError, LabeledData, models
 from backdoor_ft.sequela import (
     AUDITS,
@@ -28,6 +25,8 @@ from backdoor_ft.sequela import (
 )
 from backdoor_ft.sequela.membership import balanced, confidence, modified_entropy
 from backdoor_ft.sequela.reinjection import attacker_data
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
 
 
 def test_auc_and_rates_against_sklearn_and_by_hand():

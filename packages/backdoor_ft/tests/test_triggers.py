@@ -3,11 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.fft import dctn
-from scipy.ndimage import map_coordinates
-
 from backdoor_ft import InputError
 from backdoor_ft.triggers import (
     BPP,
@@ -25,6 +20,10 @@ from backdoor_ft.triggers import (
     Trigger,
     WaNet,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.fft import dctn
+from scipy.ndimage import map_coordinates
 
 IMAGES = [
     BadNets(), Blended(), SIG(), LowFrequency(), SSBALike(), WaNet(), BPP(), CTRL(),

@@ -171,7 +171,7 @@ def _audits(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = [SmallCNN() for _ in range(8)]
-    shadows = train_shadows(fresh, both, steps=100, group=8, seed=seed)
+    shadows = train_shadows(fresh, both, steps=200, group=8, seed=seed)
     return sequela(
         before=kept["badnets", "none"],
         after=kept["badnets", "SFT"],
