@@ -47,7 +47,10 @@ def api_page(name: str) -> str:
         if public.startswith("__"):
             continue
         if inspect.ismodule(thing):
-            groups["Modules"].append(f".. automodule:: {name}.{public}\n   :members:\n")
+            # what the package's own face shows is not described twice
+            shown = [n for n in package.__all__ if getattr(thing, n, None) is getattr(package, n)]
+            skip = f"   :exclude-members: {', '.join(shown)}\n" if shown else ""
+            groups["Modules"].append(f".. automodule:: {name}.{public}\n   :members:\n{skip}")
         elif inspect.isclass(thing):
             groups["Classes"].append(f".. autoclass:: {name}.{public}\n   :members:\n")
         elif callable(thing):

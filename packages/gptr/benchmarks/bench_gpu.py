@@ -44,7 +44,8 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("bench_gpu needs a CUDA device")
+        print("bench_gpu: left out, there is no CUDA device")
+        return
     rows, goals, ratio = [], [], float("nan")
     for nodes in (1024, 4096) if device.type == "cuda" else (256,):
         x, position, tokens = encoder_problem(nodes, 256)

@@ -20,8 +20,8 @@ from nasa.functional import adder_conv2d
 BATCH, ROUNDS, RUNS = 256, 5, 10
 # What AdderNet's own CUDA code does: a thread makes one output and reads everything from memory.
 ONE_THREAD = r"""
-extern "C" __global__ void kernel(const float* x, const float* w, float* y, int n, int c, int h, int v,
-                                  int f, int r, int oh, int ow, int stride, int pad) {
+extern "C" __global__ void kernel(const float* x, const float* w, float* y, int n, int c, int h,
+                                  int v, int f, int r, int oh, int ow, int stride, int pad) {
     long index = blockIdx.x * (long)blockDim.x + threadIdx.x;
     if (index >= (long)n * f * oh * ow) return;
     int column = index % ow, row = index / ow % oh, filter = index / ow / oh % f;
@@ -31,7 +31,8 @@ extern "C" __global__ void kernel(const float* x, const float* w, float* y, int 
         for (int a = 0; a < r; ++a)
             for (int b = 0; b < r; ++b) {
                 int y_ = row * stride + a - pad, x_ = column * stride + b - pad;
-                float value = y_ >= 0 && y_ < h && x_ >= 0 && x_ < v ? image[(i * h + y_) * v + x_] : 0;
+                bool inside = y_ >= 0 && y_ < h && x_ >= 0 && x_ < v;
+                float value = inside ? image[(i * h + y_) * v + x_] : 0;
                 sum -= fabsf(value - w[((filter * c + i) * r + a) * r + b]);
             }
     y[index] = sum;

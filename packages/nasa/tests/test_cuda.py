@@ -35,7 +35,8 @@ def test_equals_the_reference_on_a_gpu(monkeypatch, geometry, channels, filters,
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
     groups = geometry[3]
-    x, w = torch.randn(3, channels, 13, 11), torch.randn(filters, channels // groups, kernel, kernel)
+    x = torch.randn(3, channels, 13, 11)
+    w = torch.randn(filters, channels // groups, kernel, kernel)
     truth = adder_reference(x, w, *geometry)
     xg, wg = (t.cuda().requires_grad_() for t in (x, w))
     y = adder_conv2d(xg, wg, *geometry)

@@ -105,8 +105,8 @@ def isolation(
 
 
 def interference_matrix(
-    alone: Sequence[float], together: Float[NDArray[np.float64], "n n"]
-) -> Float[NDArray[np.float64], "n n"]:
+    alone: Sequence[float], together: Float[np.ndarray, "n n"]
+) -> Float[np.ndarray, "n n"]:
     """Slowdown minus one of each workload beside each other.
 
     Parameters

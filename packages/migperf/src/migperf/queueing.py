@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from .errors import InputError
 
@@ -128,10 +127,10 @@ def mmk_quantile(arrival_rate: float, service_rate: float, servers: int, q: floa
 
 
 def fifo_queue(
-    arrivals: Float[NDArray[np.float64], " n"],
-    services: Float[NDArray[np.float64], " n"],
+    arrivals: Float[np.ndarray, " n"],
+    services: Float[np.ndarray, " n"],
     servers: int = 1,
-) -> Float[NDArray[np.float64], " n"]:
+) -> Float[np.ndarray, " n"]:
     """Sojourn times of a first-come-first-served queue with identical servers.
 
     Parameters
@@ -152,7 +151,7 @@ def fifo_queue(
         # Lindley's recursion, W_n = max(0, W_{n-1} + S_{n-1} - A_n), as a running minimum.
         steps = np.concatenate(([0.0], services[:-1] - np.diff(arrivals)))
         walk = np.cumsum(steps)
-        return walk - np.minimum.accumulate(np.minimum(walk, 0.0)) + services
+        return np.asarray(walk - np.minimum.accumulate(np.minimum(walk, 0.0)) + services)
     free = [0.0] * servers
     out = np.empty_like(arrivals)
     for i, (arrival, service) in enumerate(zip(arrivals.tolist(), services.tolist(), strict=True)):
@@ -163,8 +162,8 @@ def fifo_queue(
 
 
 def batch_queue(
-    arrivals: Float[NDArray[np.float64], " n"], service_of_batch: Sequence[float]
-) -> Float[NDArray[np.float64], " n"]:
+    arrivals: Float[np.ndarray, " n"], service_of_batch: Sequence[float]
+) -> Float[np.ndarray, " n"]:
     """Sojourn times at one server that takes all waiting requests at once, up to a largest batch.
 
     Parameters
@@ -194,7 +193,7 @@ def batch_queue(
         now += service_of_batch[last - first - 1]
         out[first:last] = now
         first = last
-    return out - arrivals
+    return np.asarray(out - arrivals)
 
 
 def rate_within_slo(

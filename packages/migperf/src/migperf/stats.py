@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from .errors import InputError
 
@@ -84,7 +83,7 @@ def bootstrap_mean(
     return Interval(float(data.mean()), float(low), float(high), int(data.size))
 
 
-def percentile(samples: Float[NDArray[np.float64], " n"], q: float) -> float:
+def percentile(samples: Float[np.ndarray, " n"], q: float) -> float:
     """Percentile of raw samples; NaN where there are fewer than ``10 / (1 - q)`` of them.
 
     Parameters
@@ -108,7 +107,7 @@ def percentile(samples: Float[NDArray[np.float64], " n"], q: float) -> float:
     return float(np.quantile(samples, q))
 
 
-def warmup_length(samples: Float[NDArray[np.float64], " n"], batch: int = 5) -> int:
+def warmup_length(samples: Float[np.ndarray, " n"], batch: int = 5) -> int:
     """Find how many samples at the start to drop, by the MSER-5 rule.
 
     The truncation point minimises the standard error of the mean of what is left, over means of

@@ -18,7 +18,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from .errors import InputError, require
-from .tables import CubeTable, PairTable, Table, as_log_table, axis_conditionals
+from .tables import PairTable, Table, as_log_table, axis_conditionals
 
 
 @dataclass(frozen=True)
@@ -371,8 +371,6 @@ def enough_constraints(values: int, positions: int) -> tuple[int, int]:
 
 __all__ = [
     "Certificate",
-    "CubeTable",
-    "PairTable",
     "Verdict",
     "curl",
     "difference",

@@ -17,7 +17,7 @@ from scipy.special import logsumexp
 from . import arnold_gokhale
 from .errors import InputError, require
 from .hodge import decompose
-from .tables import CubeTable, PairTable, Table, axis_conditionals, normalise
+from .tables import PairTable, Table, axis_conditionals, normalise
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,6 @@ METHODS: dict[str, Callable[[PairTable], Joint]] = {
 
 __all__ = [
     "METHODS",
-    "CubeTable",
     "Joint",
     "ag",
     "chain",

@@ -94,7 +94,7 @@ def quadruple_gap(
 
 
 def solve_each(probabilities: Sequence[float]) -> list[float]:
-    """Each of the eight solved from the other seven (the script's metric), as |log - log|.
+    """Each of the eight solved from the other seven (the script's metric): distances of logs.
 
     All eight equal ``|Gamma|``: solving is no extra information, and a "solved probability" may
     exceed one.

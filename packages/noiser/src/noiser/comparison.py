@@ -24,9 +24,11 @@ from noiser.metrics import (
     gt_mean,
     lightness_order_error,
     luma,
+    niqe,
     psnr,
     ssim,
 )
+from noiser.niqe import PATCH
 from noiser.report import render
 
 if TYPE_CHECKING:
@@ -45,9 +47,9 @@ BASELINES: dict[str, Operator] = {
     "msrcr": baselines.msrcr,
     "zscore": baselines.zscore,
 }
-# Figures of one result; the last three need a reference.
+# Figures of one result; NIQE needs 96 x 96 pixels, the last three a reference.
 COLUMNS = (
-    "mean", "colour_cast", "discrete_entropy", "lightness_order_error", "seconds",
+    "mean", "colour_cast", "discrete_entropy", "lightness_order_error", "niqe", "seconds",
     "psnr", "ssim", "psnr_gt_mean",
 )  # fmt: skip
 
@@ -131,6 +133,7 @@ def compare_one(
             "colour_cast": colour_cast(after),
             "discrete_entropy": discrete_entropy(after),
             "lightness_order_error": lightness_order_error(after, before),
+            "niqe": niqe(after) if min(after.shape[:2]) >= PATCH else None,
             "seconds": seconds,
             "psnr": None,
             "ssim": None,

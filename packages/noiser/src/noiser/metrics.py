@@ -69,10 +69,10 @@ def psnr(
 
 
 def gaussian_blur(
-    plane: Float[np.ndarray, "height width"], sigma: float
+    plane: Float[np.ndarray, "height width"], sigma: float, radius: int | None = None
 ) -> Float[np.ndarray, "height width"]:
-    """Gaussian filter, cut at 3.5 sigma, edges mirrored with the edge pixel repeated."""
-    radius = int(3.5 * sigma + 0.5)
+    """Gaussian filter, cut at `radius` (3.5 sigma), edges mirrored with the edge pixel repeated."""
+    radius = int(3.5 * sigma + 0.5) if radius is None else radius
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     taps /= taps.sum()
     for axis in (0, 1):
@@ -190,3 +190,22 @@ def lightness_order_error(
     step = max(1, max(image.shape[:2]) // samples)
     a, b = (as_float(x)[::step, ::step].max(axis=2).ravel() for x in (image, original))
     return float(((a[:, None] >= a) != (b[:, None] >= b)).mean())
+
+
+def niqe(image: Num[np.ndarray, "height width 3"]) -> float:
+    """Naturalness without a reference, lower is better; see `noiser.niqe.niqe`.
+
+    The parameters are this package's own, so values compare images with each other only.
+
+    Parameters
+    ----------
+    image : (height, width, 3), at least 96 x 96 pixels
+
+    Raises
+    ------
+    InputError
+        The image is too small.
+    """
+    from noiser.niqe import niqe as measure
+
+    return measure(image)

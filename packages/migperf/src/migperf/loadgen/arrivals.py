@@ -13,7 +13,7 @@ from ..errors import InputError
 
 __all__ = ["constant", "from_spec", "gamma", "mmpp", "poisson", "trace"]
 
-Times = Float[NDArray[np.float64], " n"]
+Times = Float[np.ndarray, " n"]
 
 
 def _check(rate: float, duration: float) -> None:

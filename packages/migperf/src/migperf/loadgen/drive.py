@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..queueing import batch_queue, fifo_queue
 
 __all__ = ["LoadResult", "closed_loop", "open_loop", "virtual_open_loop"]
 
-Times = Float[NDArray[np.float64], " n"]
+Times = Float[np.ndarray, " n"]
 _SPIN_SECONDS = 0.0001
 
 
@@ -43,12 +42,12 @@ class LoadResult:
     def latency(self) -> Times:
         """Done minus scheduled of the served requests: what a client waits."""
         served = ~np.isnan(self.done)
-        return (self.done - self.scheduled)[served]
+        return np.asarray((self.done - self.scheduled)[served])
 
     @property
     def lag(self) -> Times:
         """Sent minus scheduled: the error of the load generator itself."""
-        return (self.sent - self.scheduled)[~np.isnan(self.sent)]
+        return np.asarray((self.sent - self.scheduled)[~np.isnan(self.sent)])
 
     @property
     def rejected(self) -> int:

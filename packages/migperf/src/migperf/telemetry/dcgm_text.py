@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from ..errors import InputError
@@ -61,9 +60,9 @@ class SampleLog:
 
     def __init__(
         self,
-        times: Int[NDArray[np.int64], " n"],
-        entities: Int[NDArray[np.int64], " n"],
-        columns: dict[str, Float[NDArray[np.float64], " n"]],
+        times: Int[np.ndarray, " n"],
+        entities: Int[np.ndarray, " n"],
+        columns: dict[str, Float[np.ndarray, " n"]],
     ) -> None:
         self.times = times
         self.entities = entities

@@ -16,7 +16,7 @@ from .base import WorkloadSpec
 
 __all__ = ["MLP", "build"]
 
-Matrix = Float[NDArray[np.float32], "rows columns"]
+Matrix = Float[np.ndarray, "rows columns"]
 
 
 class MLP:

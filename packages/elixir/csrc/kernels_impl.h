@@ -1,0 +1,209 @@
+// The loops. Plain C++ that the compiler vectorises for the flags of the including file; without
+// contraction and with IEEE division and square root, so all files compute the same bits.
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "kernels.h"
+
+namespace elixir {
+namespace {
+
+inline float from_bits(uint32_t u) {
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+}
+inline uint32_t to_bits(float f) {
+    uint32_t u;
+    std::memcpy(&u, &f, 4);
+    return u;
+}
+inline float load_bf16(uint16_t h) { return from_bits(static_cast<uint32_t>(h) << 16); }
+inline uint16_t store_bf16(float f) {  // round to nearest even; NaN stays NaN
+    const uint32_t u = to_bits(f);
+    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+    return static_cast<uint16_t>(nan ? ((u >> 16) | 0x40u) : rounded);
+}
+inline float load_fp16(uint16_t h) {
+    const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+    const uint32_t magnitude = static_cast<uint32_t>(h & 0x7fffu) << 13;
+    const uint32_t special = magnitude >= (0x7c00u << 13) ? 0x70000000u : 0u;  // infinity and NaN
+    const float value = from_bits(magnitude) * 0x1p112f;  // exact, subnormals included
+    return from_bits((special ? (magnitude | 0x7f800000u) : to_bits(value)) | sign);
+}
+inline uint16_t store_fp16(float f) {  // round to nearest even, overflow to infinity
+    const uint32_t u = to_bits(f), sign = (u >> 16) & 0x8000u, a = u & 0x7fffffffu;
+    const uint32_t normal = (a - 0x38000000u + 0xfffu + ((a >> 13) & 1u)) >> 13;
+    const uint32_t small = to_bits(from_bits(a) + 0.5f) - 0x3f000000u;  // the adder rounds at 2^-24
+    const uint32_t big = a > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const uint32_t h = a >= 0x477ff000u ? big : (a < 0x38800000u ? small : normal);
+    return static_cast<uint16_t>(h | sign);
+}
+
+struct None {
+    using type = float;
+    static float load(const float*) { return 0; }
+    static void store(float*, float) {}
+};
+struct F32 {
+    using type = float;
+    static float load(const float* x) { return *x; }
+    static void store(float* x, float y) { *x = y; }
+};
+struct B16 {
+    using type = uint16_t;
+    static float load(const uint16_t* x) { return load_bf16(*x); }
+    static void store(uint16_t* x, float y) { *x = store_bf16(y); }
+};
+struct F16 {
+    using type = uint16_t;
+    static float load(const uint16_t* x) { return load_fp16(*x); }
+    static void store(uint16_t* x, float y) { *x = store_fp16(y); }
+};
+
+template <class G, class L>
+void adamw_loop(const AdamW& a, float* __restrict p, float* __restrict m, float* __restrict v,
+                const typename G::type* __restrict g, typename L::type* __restrict low, int64_t n) {
+    const AdamW k = a;
+    constexpr bool has_low = !std::is_same<L, None>::value;
+    for (int64_t i = 0; i < n; ++i) {
+        const float q = p[i];
+        const float x = G::load(g + i) * k.gradient_scale + k.l2 * q;
+        const float mi = k.beta1 * m[i] + k.one_minus_beta1 * x;
+        const float vi = k.beta2 * v[i] + (k.one_minus_beta2 * x) * x;
+        const float d = std::sqrt(vi) * k.inverse_sqrt_bias2 + k.epsilon;
+        const float r = q * k.decay - (k.step_size * mi) / d;
+        m[i] = mi;
+        v[i] = vi;
+        p[i] = r;
+        if (has_low) L::store(low + i, r);
+    }
+}
+
+template <class G, class L>
+void adamw8_loop(const AdamW& a, float* __restrict p, int8_t* __restrict m, uint8_t* __restrict v, float* m_scale,
+                 float* v_scale, const typename G::type* __restrict g, typename L::type* __restrict low, int64_t n) {
+    const AdamW k = a;
+    constexpr bool has_low = !std::is_same<L, None>::value;
+    alignas(64) float mf[kBlock], vf[kBlock];
+    for (int64_t begin = 0, b = 0; begin < n; begin += kBlock, ++b) {
+        const int64_t count = n - begin < kBlock ? n - begin : kBlock;
+        float* q = p + begin;
+        const auto* gb = g + begin;
+        int8_t* mb = m + begin;
+        uint8_t* vb = v + begin;
+        auto* lb = low + (has_low ? begin : 0);
+        const float ms = m_scale[b] / (127.0f * 127.0f), vs = v_scale[b] / (255.0f * 255.0f * 255.0f * 255.0f);
+        float m_max = 0, v_max = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            const float mc = mb[i], vc = vb[i], vc2 = vc * vc;
+            const float x = G::load(gb + i) * k.gradient_scale + k.l2 * q[i];
+            const float mi = k.beta1 * (mc * std::fabs(mc) * ms) + k.one_minus_beta1 * x;
+            const float vi = k.beta2 * (vc2 * vc2 * vs) + (k.one_minus_beta2 * x) * x;
+            const float d = std::sqrt(vi) * k.inverse_sqrt_bias2 + k.epsilon;
+            const float r = q[i] * k.decay - (k.step_size * mi) / d;
+            mf[i] = mi;
+            vf[i] = vi;
+            q[i] = r;
+            if (has_low) L::store(lb + i, r);
+        }
+        for (int64_t i = 0; i < count; ++i) {
+            const float am = std::fabs(mf[i]);
+            m_max = am > m_max ? am : m_max;
+            v_max = vf[i] > v_max ? vf[i] : v_max;
+        }
+        m_scale[b] = m_max;
+        v_scale[b] = v_max;
+        const float mi_s = m_max > 0 ? 1.0f / m_max : 0, vi_s = v_max > 0 ? 1.0f / v_max : 0;
+        for (int64_t i = 0; i < count; ++i) {
+            // a quadratic code for m, a quartic one for v; v never rounds to zero, which would blow up m / sqrt(v)
+            const float am = std::fabs(mf[i]) * mi_s, av = vf[i] * vi_s;
+            const float code = std::sqrt(am > 1 ? 1 : am) * 127.0f + 0.5f;
+            const float vcode = std::sqrt(std::sqrt(av > 1 ? 1 : av)) * 255.0f + 0.5f;
+            const int c = static_cast<int>(code), d = static_cast<int>(vcode);
+            mb[i] = static_cast<int8_t>(mf[i] < 0 ? -c : c);
+            vb[i] = static_cast<uint8_t>(d < 1 && vf[i] > 0 ? 1 : d);
+        }
+    }
+}
+
+template <class G>
+void norm_loop(const typename G::type* g, int64_t n, double* sum, int* bad) {
+    constexpr int kLanes = 16;  // fixed lanes: the order of additions is part of the result
+    double lanes[kLanes] = {};
+    uint32_t worst = 0;
+    const int64_t whole = n - n % kLanes;
+    for (int64_t i = 0; i < whole; i += kLanes)
+        for (int j = 0; j < kLanes; ++j) {
+            const float x = G::load(g + i + j);
+            lanes[j] += static_cast<double>(x) * x;
+            const uint32_t e = to_bits(x) & 0x7f800000u;
+            worst = e > worst ? e : worst;
+        }
+    for (int64_t i = whole; i < n; ++i) {
+        const float x = G::load(g + i);
+        lanes[i - whole] += static_cast<double>(x) * x;
+        const uint32_t e = to_bits(x) & 0x7f800000u;
+        worst = e > worst ? e : worst;
+    }
+    double total = 0;
+    for (double lane : lanes) total += lane;
+    *sum = total;
+    *bad = worst == 0x7f800000u;
+}
+
+template <class A, class B>
+void cast_loop(const typename A::type* __restrict from, typename B::type* __restrict to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) B::store(to + i, A::load(from + i));
+}
+
+template <class F>
+void with_type(int type, F&& f) {
+    if (type == kFloat32) f(F32{});
+    else if (type == kBFloat16) f(B16{});
+    else if (type == kFloat16) f(F16{});
+    else f(None{});
+}
+
+void adamw_any(const AdamW& a, float* p, float* m, float* v, const void* g, int gt, void* low, int lt, int64_t n) {
+    with_type(gt, [&](auto G) {
+        with_type(lt, [&](auto L) {
+            using GT = decltype(G);
+            using LT = decltype(L);
+            adamw_loop<GT, LT>(a, p, m, v, static_cast<const typename GT::type*>(g), static_cast<typename LT::type*>(low), n);
+        });
+    });
+}
+
+void adamw8_any(const AdamW& a, float* p, int8_t* m, uint8_t* v, float* ms, float* vs, const void* g, int gt, void* low,
+                int lt, int64_t n) {
+    with_type(gt, [&](auto G) {
+        with_type(lt, [&](auto L) {
+            using GT = decltype(G);
+            using LT = decltype(L);
+            adamw8_loop<GT, LT>(a, p, m, v, ms, vs, static_cast<const typename GT::type*>(g), static_cast<typename LT::type*>(low), n);
+        });
+    });
+}
+
+void norm_any(const void* g, int type, int64_t n, double* sum, int* bad) {
+    with_type(type, [&](auto G) {
+        using GT = decltype(G);
+        norm_loop<GT>(static_cast<const typename GT::type*>(g), n, sum, bad);
+    });
+}
+
+void cast_any(const void* from, int ft, void* to, int tt, int64_t n) {
+    with_type(ft, [&](auto A) {
+        with_type(tt, [&](auto B) {
+            using AT = decltype(A);
+            using BT = decltype(B);
+            cast_loop<AT, BT>(static_cast<const typename AT::type*>(from), static_cast<typename BT::type*>(to), n);
+        });
+    });
+}
+
+}  // namespace
+}  // namespace elixir

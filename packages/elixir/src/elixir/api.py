@@ -1,0 +1,203 @@
+"""The three lines a user adds: ``plan``, ``initialize``, and then plain training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from elixir.planner.result import Plan
+from elixir.planner.search import Request, Variant, search
+from elixir.profile.hardware import Hardware
+from elixir.profile.trace import find_blocks, profile
+from elixir.units import parse_bytes
+
+
+def plan(
+    model: nn.Module,
+    batch: Any,
+    optimizer: str = "adamw",
+    *,
+    device_budget: int | str,
+    host_budget: int | str | None = None,
+    dtype: torch.dtype | None = None,
+    recompute: Literal["auto", "none", "all"] | Sequence[str] = "auto",
+    hardware: Hardware | str | Path | Literal["auto"] = "auto",
+    policy: Literal["elixir", "paper"] = "elixir",
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    device: str = "cpu",
+    prefetch: int = 2,
+    step_in_backward: bool = False,
+    keep_gradients: bool = True,
+    moments: Literal["fp32", "8bit"] = "fp32",
+    disk: bool = False,
+    world: int = 1,
+) -> Plan:
+    """Plan one training step so that it fits a device budget.
+
+    Parameters
+    ----------
+    model
+        Any module, also on the ``meta`` device; left unchanged.
+    batch
+        One batch: mapping, tuple or tensor, given to the model as it will be in training.
+    optimizer
+        ``"adamw"`` (8 bytes of states per element), ``"sgd"`` or any other name (counted as AdamW).
+    device_budget, host_budget
+        Bytes, or text such as ``"20GiB"``.
+    dtype
+        Compute dtype; by default the model's. bfloat16 and float16 keep an fp32 master copy.
+    recompute
+        ``"auto"`` chooses among none, half and all repeated blocks; or names of modules.
+    hardware
+        ``"auto"`` measures this machine; a profile; or the path of a saved one.
+    policy
+        ``"paper"``: equal chunks, sized by the paper's search.
+    loss_fn
+        ``loss_fn(output, batch)``; by default the output's ``loss``, or the sum of its outputs.
+    device
+        ``"cpu"``: the emulated device, with the same hard budget; ``"cuda"``.
+    prefetch
+        Chunks looked ahead.
+    step_in_backward
+        Whether AdamW of a chunk runs while the backward pass goes on.
+    keep_gradients
+        False, with ``step_in_backward``: parameters that stay on the device are updated as soon as
+        their gradient is there and need no room for it; no clipping, scaling or accumulation then.
+    moments
+        ``"8bit"`` keeps optimizer moments in one byte each.
+    disk
+        Whether optimizer states may live on disk.
+    world
+        Number of ranks that share optimizer states.
+
+    Raises
+    ------
+    InfeasiblePlanError
+        If no plan fits; names the least feasible budget.
+    ValueError
+        If the model cannot be traced or an argument is out of range.
+    """
+    if policy not in ("elixir", "paper"):
+        raise ValueError(f"policy={policy!r}: allowed are elixir, paper")
+    if moments not in ("fp32", "8bit"):
+        raise ValueError(f"moments={moments!r}: allowed are fp32, 8bit")
+    if prefetch < 0:
+        raise ValueError(f"prefetch={prefetch}: must not be negative")
+    if world < 1:
+        raise ValueError(f"world={world}: must be at least 1")
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype={dtype}: allowed are float32, bfloat16, float16")
+    if not keep_gradients and not (step_in_backward and world == 1 and optimizer == "adamw"):
+        raise ValueError(
+            "keep_gradients=False: needs step_in_backward=True, optimizer='adamw' and one rank"
+        )
+    budget = parse_bytes(device_budget, "device_budget")
+    host = None if host_budget is None else parse_bytes(host_budget, "host_budget")
+    if isinstance(hardware, Hardware):
+        rates = hardware
+    elif hardware == "auto":
+        rates = Hardware.measure(device)
+    else:
+        rates = Hardware.load(hardware)
+    options: dict[str, Any] = {"loss_fn": loss_fn, "dtype": dtype}
+    blocks = find_blocks(model)
+    if recompute == "auto":
+        first = profile(model, batch, **options)
+        choices = [(), tuple(blocks[: len(blocks) // 2]), tuple(blocks)] if blocks else [()]
+    elif isinstance(recompute, str):
+        if recompute not in ("none", "all"):
+            raise ValueError(f"recompute={recompute!r}: allowed are auto, none, all, module names")
+        choices, first = [tuple(blocks) if recompute == "all" else ()], None
+    else:
+        choices, first = [tuple(recompute)], None
+    variants = []
+    for names in dict.fromkeys(choices):
+        known = first if first is not None and not names else None
+        found = known or profile(model, batch, recompute=names, **options)
+        variants.append(Variant(names, found))
+    compute = dtype or next(p.dtype for p in model.parameters())
+    request = Request(
+        device_budget=budget,
+        host_budget=host,
+        hardware=rates,
+        policy=policy,
+        device=device,
+        dtype=str(compute).removeprefix("torch."),
+        optimizer=optimizer,
+        moments=moments,
+        prefetch=prefetch,
+        step_in_backward=step_in_backward,
+        keep_gradients=keep_gradients,
+        world=world,
+        use_disk=disk,
+        activation_margin=1.05 if device.startswith("cuda") else 1.0,
+        batch=describe(batch),
+        batch_bytes=batch_bytes(batch),
+    )
+    return search(variants, request)
+
+
+def describe(batch: Any) -> tuple[str, ...]:
+    """Return the shapes and dtypes of a batch's tensors."""
+    leaves = tree_flatten(batch)[0]
+    return tuple(f"{tuple(t.shape)} {t.dtype}" for t in leaves if isinstance(t, Tensor))
+
+
+def batch_bytes(batch: Any) -> int:
+    """Return the bytes of a batch's tensors."""
+    return sum(t.nbytes for t in tree_flatten(batch)[0] if isinstance(t, Tensor))
+
+
+def initialize(
+    model: nn.Module,
+    optimizer_cls: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    *,
+    plan: Plan,
+    **kwargs: Any,
+) -> tuple[nn.Module, Any]:
+    """Move a model's training state into the plan's tiers.
+
+    Parameters
+    ----------
+    model
+        The planned module, with values; its forward pass and ``backward()`` then work as before.
+    optimizer_cls
+        ``torch.optim.AdamW``, ``torch.optim.Adam`` or ``elixir.optim.AdamW`` run on the fused
+        kernels;
+        any other torch optimizer runs on host copies of the parameters.
+    plan
+        A :class:`Plan` for this model.
+    **kwargs
+        ``params`` (groups of the model's parameters), ``max_grad_norm``, ``loss_scale``,
+        ``mover``, ``poison``, ``disk_folder``, ``process_group``; everything else goes to the
+        optimizer.
+
+    Returns
+    -------
+    model, optimizer
+        The same module, and a :class:`torch.optim.Optimizer` over its parameters.
+
+    Raises
+    ------
+    StalePlanError
+        If the plan was made for another model.
+    UnsupportedOptimizerError
+        If the optimizer cannot run on chunks.
+    """
+    from elixir.runtime.engine import Engine
+    from elixir.runtime.optimizer import ChunkOptimizer
+
+    engine_keys = ("mover", "poison", "disk_folder", "process_group")
+    engine_options = {k: kwargs.pop(k) for k in engine_keys if k in kwargs}
+    engine = Engine(model, plan, **engine_options)
+    try:
+        optimizer = ChunkOptimizer(engine, optimizer_cls, **kwargs)
+    except BaseException:
+        engine.close()
+        raise
+    return model, optimizer

@@ -1,0 +1,1 @@
+"""Where chunks live and how they get there."""

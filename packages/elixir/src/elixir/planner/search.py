@@ -1,0 +1,531 @@
+"""The search: recomputation x chunk size x resident chunks, judged by the event simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+
+from elixir.errors import InfeasiblePlanError
+from elixir.planner import packing, paper
+from elixir.planner.placement import knapsack
+from elixir.planner.result import ChunkPlan, Plan
+from elixir.planner.simulate import ChunkCost, Timeline, simulate, step_seconds
+from elixir.profile.hardware import Hardware
+from elixir.profile.trace import ModelProfile
+from elixir.units import format_bytes
+
+Override = tuple[str, str | None, str | None]
+DISTURBANCE = 0.1
+FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is made for."""
+
+    device_budget: int
+    host_budget: int | None
+    hardware: Hardware
+    policy: str = "elixir"
+    device: str = "cpu"
+    dtype: str = "float32"
+    optimizer: str = "adamw"
+    moments: str = "fp32"
+    prefetch: int = 2
+    step_in_backward: bool = False
+    keep_gradients: bool = True
+    world: int = 1
+    use_disk: bool = False
+    overrides: tuple[Override, ...] = ()
+    activation_margin: float = 1.0
+    batch: tuple[str, ...] = ()
+    batch_bytes: int = 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of optimizer states and fp32 master per element."""
+        moments = {"adamw": 8, "sgd": 4}.get(self.optimizer, 8)
+        if self.moments == "8bit":
+            moments = 2
+        return moments + (0 if self.dtype == "float32" else 4)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A choice of recomputed modules, with its trace."""
+
+    recompute: tuple[str, ...]
+    profile: ModelProfile
+    offload_activations: bool = False
+
+
+@dataclass
+class _Candidate:
+    variant: Variant
+    chunks: list[ChunkPlan]
+    steps: list[list[int]]
+    seconds: list[float]
+    gradient: int
+    cache: int
+    line: Timeline | None = None
+
+
+def search(variants: Sequence[Variant], request: Request) -> Plan:
+    """Return the plan with the least predicted step time that fits.
+
+    Raises
+    ------
+    InfeasiblePlanError
+        If none fits; names the least budget.
+    """
+    candidates: list[_Candidate] = []
+    leasts: list[int] = []
+    for variant in variants:
+        for chunks, names_least in _packings(variant.profile, request):
+            candidate = _prepare(variant, chunks, request)
+            fixed = _fixed(candidate, request)
+            cache = _least_cache(candidate, request)
+            if names_least:
+                leasts.append(fixed + cache)
+            room = request.device_budget - fixed
+            if room < cache:
+                continue
+            total = sum(c.bytes for c in candidate.chunks if c.tier in ("host", "disk"))
+            candidate.cache = min(room, max(total, cache))
+            candidate.line = _simulate(candidate, request)
+            if not candidate.line.feasible:
+                candidate.cache = cache
+                candidate.line = _simulate(candidate, request)
+            candidates.append(candidate)
+    least = min(leasts)
+    if not candidates:
+        raise InfeasiblePlanError(
+            f"device_budget={request.device_budget}: too small by "
+            f"{least - request.device_budget} bytes; the least budget is {least} bytes "
+            f"({format_bytes(least)})",
+            least,
+        )
+    candidates.sort(key=_cost)
+    if request.policy == "elixir" and request.world == 1 and request.moments == "fp32":
+        bases: dict[tuple[str, ...], list[_Candidate]] = {}
+        for candidate in candidates:
+            bases.setdefault(candidate.variant.recompute, []).append(candidate)
+        best_bases = [c for group in bases.values() for c in group[:2]]
+        found = [c for base in best_bases for c in _with_residents(base, request)]
+        candidates = sorted([*candidates, *found], key=_cost)
+    best = candidates[0]
+    return _finish(best, variants, request, least)
+
+
+def _cost(candidate: _Candidate) -> tuple[float, int, int]:
+    line = candidate.line
+    assert line is not None
+    # what runs beside compute disturbs it: of nearly equal plans the one that moves less is better
+    beside = line.h2d + line.d2h + line.adam + line.disk
+    return round(line.seconds + DISTURBANCE * beside, 9), line.loaded_bytes, len(candidate.chunks)
+
+
+def _packings(profile: ModelProfile, request: Request) -> list[tuple[list[ChunkPlan], bool]]:
+    """Return packings, and whether each is the same for every budget (and may name the least)."""
+    sizes = [packing.aligned(p.numel * profile.itemsize) for p in profile.parameters]
+    rules = _rules(profile, request.overrides)
+    members = packing.groups(profile, rules)
+    kinds = [rules.get(group[0]) for group in members]
+    infos = profile.parameters
+    wide = [infos[g[0]].wide and not infos[g[0]].shared for g in members]
+    alone = [
+        infos[g[0]].wide or infos[g[0]].shared or _expert(kind) for g, kind in zip(members, kinds)
+    ]
+    first = [infos[g[0]].first_use < 0 for g in members]
+    labels = [(kind, unused) for kind, unused in zip(kinds, first, strict=True)]
+    if request.policy == "paper":
+        return [
+            (_paper_chunks(profile, members, sizes, alone, wide, request), False),
+            (
+                _paper_chunks(
+                    profile, members, sizes, alone, wide, replace(request, device_budget=1)
+                ),
+                True,
+            ),
+        ]
+    total = sum(sizes)
+    largest = max(sum(sizes[i] for i in g) for g in members)
+    targets, target = [], max(total // 512, 1)
+    while target < max(total // 3, 2):
+        targets.append(target)
+        target *= 2
+    targets = sorted({*targets[:: max(1, len(targets) // 5)], largest})
+    found: list[tuple[list[ChunkPlan], bool]] = []
+    seen = set()
+    for target in targets:
+        lists = packing.pack(members, sizes, target, alone, labels)
+        key = tuple(c[0] for c in lists)
+        if key in seen:
+            continue
+        seen.add(key)
+        found.append(([_chunk(profile, c, sizes, rules, wide, members) for c in lists], True))
+    if not rules:  # the paper's own packing competes: a plan is never slower than the paper's
+        found.append((_paper_chunks(profile, members, sizes, alone, wide, request), False))
+    return found
+
+
+def _expert(kind: object) -> bool:
+    return isinstance(kind, tuple) and kind[1] == "expert"
+
+
+def _rules(
+    profile: ModelProfile, overrides: Sequence[Override]
+) -> dict[int, tuple[str | None, str | None]]:
+    rules: dict[int, tuple[str | None, str | None]] = {}
+    for pattern, tier, shard in overrides:
+        hit = [i for i, p in enumerate(profile.parameters) if fnmatchcase(p.name, pattern)]
+        if not hit:
+            raise ValueError(f"override: pattern {pattern!r} matches no parameter")
+        for i in hit:
+            old = rules.get(i, (None, None))
+            rules[i] = (tier or old[0], shard or old[1])
+    return rules
+
+
+def _chunk(
+    profile: ModelProfile,
+    indices: Sequence[int],
+    sizes: Sequence[int],
+    rules: dict[int, tuple[str | None, str | None]],
+    wide: Sequence[bool],
+    members: Sequence[Sequence[int]],
+    size: int | None = None,
+) -> ChunkPlan:
+    offsets, offset = [], 0
+    for i in indices:
+        offsets.append(offset)
+        offset += sizes[i]
+    infos = [profile.parameters[i] for i in indices]
+    tier, shard = rules.get(indices[0], (None, None))
+    default = "pinned" if infos[0].wide and not infos[0].shared else "host"
+    return ChunkPlan(
+        tuple(p.name for p in infos),
+        tuple(offsets),
+        size or offset,
+        sum(p.numel for p in infos if p.trainable),
+        tier or default,
+        shard or "shard",
+        tuple(p.gradients for p in infos),
+    )
+
+
+def _paper_chunks(
+    profile: ModelProfile,
+    members: list[list[int]],
+    sizes: list[int],
+    alone: Sequence[bool],
+    wide: Sequence[bool],
+    request: Request,
+) -> list[ChunkPlan]:
+    """Equal chunks of the public tensors; every shared or wide tensor keeps a block of its own."""
+    public = [i for g, single in zip(members, alone, strict=True) if not single for i in g]
+    private = [g for g, single in zip(members, alone, strict=True) if single]
+    rank = {i: k for k, i in enumerate(public)}
+    steps = [[rank[i] for i in step if i in rank] for step in profile.steps]
+    elements = [sizes[i] // profile.itemsize for i in public]
+    fixed = sum(sizes[i] for g in private for i in g)
+    gradient = max(p.numel for p in profile.parameters) * profile.itemsize
+    budget = (
+        request.device_budget - profile.activation_bytes - gradient - fixed
+    ) // profile.itemsize
+    chunks = [replace(_chunk(profile, g, sizes, {}, wide, members), tier="pinned") for g in private]
+    if not public:
+        return chunks
+    if sum(elements) * profile.itemsize > 128 * paper.MIB:
+        candidates: Sequence[int] = paper.candidate_sizes(elements, profile.itemsize)
+    else:  # the authors' least chunk is 32 MiB; smaller models keep their ratio of sizes
+        least = max(max(elements), sum(elements) // 64)
+        candidates = range(least, 3 * least + 1, max(least // 64, 1))
+    try:
+        found = paper.search(
+            elements,
+            [s for s in steps if s],
+            max(budget, 1),
+            itemsize=profile.itemsize,
+            overlap=request.prefetch > 0,
+            candidates=candidates,
+        )
+        size, lists = found.chunk_size, [list(g) for g in found.groups]
+    except ValueError:
+        size = min(candidates)
+        lists = paper.first_fit(elements, size)
+    for group in lists:
+        indices = [public[k] for k in group]
+        chunks.append(
+            _chunk(
+                profile, indices, sizes, {}, wide, members, packing.aligned(size * profile.itemsize)
+            )
+        )
+    return chunks
+
+
+def _prepare(variant: Variant, chunks: list[ChunkPlan], request: Request) -> _Candidate:
+    profile = variant.profile
+    names = {p.name: i for i, p in enumerate(profile.parameters)}
+    home = {names[n]: k for k, c in enumerate(chunks) for n in c.parameters}
+    sets = packing.module_sets(profile)
+    reach: dict[int, set[int]] = {}
+    for members in sets.values():
+        together = {home[i] for i in members if not profile.parameters[i].wide}
+        for i in members:
+            reach.setdefault(i, set()).update(together or {home[i]})
+    steps, seconds = [], step_seconds(profile.flops, profile.traffic, request.hardware)
+    for step in profile.steps:
+        need: set[int] = set()
+        for i in step:
+            need |= reach[i] | {home[i]} if not profile.parameters[i].shared else {home[i]}
+        steps.append(sorted(need))
+    gradient = 2 * max(
+        (packing.aligned(p.numel * profile.itemsize) for p in profile.parameters if p.trainable),
+        default=0,
+    )
+    return _Candidate(variant, chunks, steps, seconds, gradient, 0)
+
+
+def resident_bytes(chunk: ChunkPlan, itemsize: int, request: Request) -> int:
+    """Return the device bytes of a chunk that stays."""
+    if chunk.tier == "pinned":
+        return chunk.bytes
+    count = 2 if request.dtype == "float32" else 3
+    slots = 2 if request.keep_gradients else 1
+    return slots * chunk.bytes + count * packing.aligned(4 * (chunk.bytes // itemsize))
+
+
+def _fixed(candidate: _Candidate, request: Request) -> int:
+    profile = candidate.variant.profile
+    held = sum(
+        resident_bytes(c, profile.itemsize, request)
+        for c in candidate.chunks
+        if c.tier in ("device", "pinned")
+    )
+    return int(profile.activation_bytes * request.activation_margin) + candidate.gradient + held
+
+
+def _costs(candidate: _Candidate, request: Request) -> list[ChunkCost]:
+    itemsize = candidate.variant.profile.itemsize
+    return [
+        ChunkCost(
+            c.bytes,
+            c.trainable // request.world,
+            c.tier,
+            request.state_bytes,
+            itemsize * request.world,
+        )
+        for c in candidate.chunks
+    ]
+
+
+def _simulate(candidate: _Candidate, request: Request, prefetch: int | None = None) -> Timeline:
+    return simulate(
+        _costs(candidate, request),
+        candidate.steps,
+        candidate.variant.profile.forward_steps,
+        candidate.seconds,
+        candidate.cache,
+        request.hardware,
+        prefetch=request.prefetch if prefetch is None else prefetch,
+        step_in_backward=request.step_in_backward,
+        gradient_room=candidate.gradient / 2,
+    )
+
+
+def _least_cache(candidate: _Candidate, request: Request) -> int:
+    """Return the least cache with which every step's chunks fit together, by bisection."""
+    moving = [c.tier in ("host", "disk") for c in candidate.chunks]
+    sizes = [c.bytes for c in candidate.chunks]
+    if not any(moving):
+        return 0
+    # a parameter that the trace did not see must fit as well
+    low = max(
+        max(sum(sizes[c] for c in step if moving[c]) for step in candidate.steps),
+        max(s for s, m in zip(sizes, moving, strict=True) if m),
+    )
+    widest = max(len(step) for step in candidate.steps)
+    if widest <= 1 or _feasible(candidate, request, low):
+        return low
+    high = low
+    while not _feasible(candidate, request, high):
+        high += low
+    while high - low > 64:
+        middle = (low + high) // 128 * 64
+        low, high = (low, middle) if _feasible(candidate, request, middle) else (middle, high)
+    return high
+
+
+def _feasible(candidate: _Candidate, request: Request, cache: int) -> bool:
+    trial = replace_cache(candidate, cache)
+    return _simulate(trial, request).feasible and _simulate(trial, request, 0).feasible
+
+
+def replace_cache(candidate: _Candidate, cache: int) -> _Candidate:
+    """Return a copy with another cache size."""
+    return _Candidate(
+        candidate.variant,
+        candidate.chunks,
+        candidate.steps,
+        candidate.seconds,
+        candidate.gradient,
+        cache,
+    )
+
+
+def _with_residents(base: _Candidate, request: Request) -> list[_Candidate]:
+    """Spend a share of the cache on chunks that stay with their states, chosen by knapsack."""
+    itemsize = base.variant.profile.itemsize
+    least = _least_cache(base, request)
+    room = request.device_budget - _fixed(base, request)
+    forced = {p for p, tier, _ in request.overrides if tier}
+    free = [
+        k
+        for k, c in enumerate(base.chunks)
+        if c.tier == "host" and not any(fnmatchcase(n, f) for n in c.parameters for f in forced)
+    ]
+    uses = [0] * len(base.chunks)
+    for step in base.steps:
+        for k in step:
+            uses[k] += 1
+    hardware, found = request.hardware, []
+    values, weights = [], []
+    for k in free:
+        chunk = base.chunks[k]
+        saved = min(uses[k], 2) * chunk.bytes / hardware.h2d
+        if chunk.trainable:
+            saved += chunk.bytes / hardware.d2h
+            saved += chunk.trainable / hardware.adam_host - chunk.trainable / hardware.adam_device
+        values.append(saved)
+        weights.append(resident_bytes(replace(chunk, tier="device"), itemsize, request))
+    everything = sum(weights) <= room
+    for fraction in (*FRACTIONS[1:], 2.0):
+        if fraction == 2.0:
+            if not everything:
+                continue
+            chosen = list(range(len(free)))
+        else:
+            chosen = knapsack(values, weights, int((room - least) * fraction))
+        if not chosen:
+            continue
+        stay = {free[i] for i in chosen}
+        chunks = [replace(c, tier="device") if k in stay else c for k, c in enumerate(base.chunks)]
+        trial = _prepare(base.variant, chunks, request)
+        left = request.device_budget - _fixed(trial, request)
+        moving = sum(c.bytes for c in chunks if c.tier in ("host", "disk"))
+        trial.cache = min(left, moving)
+        if trial.cache < _least_cache(trial, request):
+            continue
+        trial.line = _simulate(trial, request)
+        if trial.line.feasible:
+            found.append(trial)
+    return found
+
+
+def _finish(best: _Candidate, variants: Sequence[Variant], request: Request, least: int) -> Plan:
+    profile = best.variant.profile
+    chunks, host, disk = _host(best, request)
+    best.chunks = chunks
+    line = _simulate(best, request)
+    names = [p.name for p in profile.parameters]
+    held = sum(
+        resident_bytes(c, profile.itemsize, request)
+        for c in chunks
+        if c.tier in ("device", "pinned")
+    )
+
+    def again(device_budget: int | None = None, override: Override | None = None) -> Plan:
+        changed = request
+        if device_budget is not None:
+            changed = replace(changed, device_budget=device_budget)
+        if override is not None:
+            changed = replace(changed, overrides=(*changed.overrides, override))
+        return search(variants, changed)
+
+    again_typed: Callable[..., Plan] = again
+    return Plan(
+        fingerprint=profile.fingerprint(),
+        policy=request.policy,
+        device=request.device,
+        dtype=request.dtype,
+        device_budget=request.device_budget,
+        host_budget=request.host_budget,
+        chunks=tuple(chunks),
+        steps=tuple(tuple(s) for s in best.steps),
+        forward_steps=profile.forward_steps,
+        step_seconds=tuple(best.seconds),
+        extras={m: tuple(names[i] for i in v) for m, v in profile.extras.items()},
+        recompute=best.variant.recompute,
+        offload_activations=best.variant.offload_activations,
+        activation_bytes=int(profile.activation_bytes * request.activation_margin),
+        gradient_bytes=best.gradient,
+        cache_bytes=best.cache,
+        resident_bytes=held,
+        host_bytes=host,
+        disk_bytes=disk,
+        least_budget=least,
+        prefetch=request.prefetch,
+        step_in_backward=request.step_in_backward,
+        keep_gradients=request.keep_gradients,
+        optimizer=request.optimizer,
+        moments=request.moments,
+        world=request.world,
+        hardware=asdict(request.hardware),
+        predicted={
+            k: float(getattr(line, k))
+            for k in (
+                "seconds",
+                "compute",
+                "h2d",
+                "d2h",
+                "adam",
+                "disk",
+                "stall",
+                "loads",
+                "loaded_bytes",
+                "stored_bytes",
+            )
+        },
+        batch=request.batch,
+        batch_bytes=request.batch_bytes,
+        notes=tuple(profile.notes),
+        again=again_typed,
+    )
+
+
+def _host(best: _Candidate, request: Request) -> tuple[list[ChunkPlan], int, int]:
+    """Move optimizer states to disk, largest chunks first, until the host budget holds."""
+    itemsize = best.variant.profile.itemsize
+
+    def share(chunk: ChunkPlan) -> tuple[int, int]:
+        parameters = chunk.bytes  # the host's copy is what evicted chunks are read from
+        if chunk.tier == "device":
+            return parameters, 0
+        gradient = chunk.trainable * itemsize
+        states = chunk.trainable * request.state_bytes // request.world
+        if chunk.tier == "disk":
+            return parameters + gradient, states
+        return parameters + gradient + states, 0
+
+    chunks = list(best.chunks)
+    total = sum(share(c)[0] for c in chunks)
+    if request.host_budget is not None and total > request.host_budget:
+        order = sorted(range(len(chunks)), key=lambda k: -chunks[k].trainable)
+        for k in order if request.use_disk else ():
+            if chunks[k].tier == "host":
+                chunks[k] = replace(chunks[k], tier="disk")
+                total = sum(share(c)[0] for c in chunks)
+            if total <= request.host_budget:
+                break
+        if total > request.host_budget:
+            advice = "" if request.use_disk else "; pass disk= to keep optimizer states on disk"
+            raise InfeasiblePlanError(
+                f"host_budget={request.host_budget}: the least is {total} bytes "
+                f"({format_bytes(total)}){advice}",
+                total,
+            )
+    disk = sum(share(c)[1] for c in chunks)
+    host = total + (4 * max((c.trainable for c in chunks), default=0) * 2 if disk else 0)
+    return chunks, host, disk

@@ -1,0 +1,615 @@
+"""Oracle: plain PyTorch on the same seed, same AdamW kernel; equality of every bit."""
+
+import elixir
+import pytest
+import torch
+import torch.nn.functional as F
+from common import (
+    HARDWARE,
+    Chain,
+    assert_same,
+    elixir_steps,
+    gpt,
+    gpt_batch,
+    least_budget,
+    plain_steps,
+)
+from elixir.testing import AdversarialMover, LiveBytes, StrictDevice
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+
+def draw_case(data, layers=(1, 3)):
+    model = {
+        "dim": data.draw(st.sampled_from([16, 24, 32])),
+        "layers": data.draw(st.integers(*layers)),
+        "tied": data.draw(st.booleans()),
+    }
+    plan = {
+        "recompute": data.draw(st.sampled_from(["none", "all", "auto"])),
+        "prefetch": data.draw(st.integers(0, 3)),
+        "policy": data.draw(st.sampled_from(["elixir", "elixir", "paper"])),
+        "disk": data.draw(st.booleans()),
+    }
+    run = {
+        "accumulate": data.draw(st.sampled_from([1, 1, 2])),
+        "clip": data.draw(st.sampled_from([None, 1e-3, 10.0])),
+        "step_in_backward": data.draw(st.booleans()),
+        "budget": data.draw(st.floats(0, 3)),
+        "mover": data.draw(st.sampled_from(["plain", "adversarial"])),
+    }
+    return model, plan, run
+
+
+def check_case(case, tmp_path, steps=4):
+    model_options, plan_options, run = case
+    batches = [gpt_batch(i) for i in range(steps)]
+    make = lambda: gpt(heads=2, **model_options)  # noqa: E731
+    expected = plain_steps(make(), batches, accumulate=run["accumulate"], clip=run["clip"])
+    model = make()
+    roomy = elixir.plan(model, batches[0], device_budget="1GiB", hardware=HARDWARE, **plan_options)
+    plan = roomy._replan(device_budget=int(roomy.least_budget * (1 + run["budget"])))
+    if plan_options["disk"] and plan_options["policy"] == "elixir":
+        plan = plan.override("*", tier="disk") if run["budget"] > 2 else plan
+    mover = AdversarialMover() if run["mover"] == "adversarial" else None
+    got = elixir_steps(
+        model,
+        batches,
+        plan,
+        accumulate=run["accumulate"],
+        max_grad_norm=run["clip"],
+        mover=mover,
+        step_in_backward=run["step_in_backward"],
+        disk_folder=tmp_path,
+    )
+    assert_same(expected, got)
+    engine = model._elixir_engine
+    assert engine.arena.size + plan.activation_bytes + plan.gradient_bytes <= plan.device_budget
+    got[2].close()
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.data())
+def test_bit_equal_to_plain_training(tmp_path, data):
+    check_case(draw_case(data), tmp_path)
+
+
+@pytest.mark.stress
+@settings(
+    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_bit_equal_to_plain_training_500(tmp_path, data):
+    check_case(draw_case(data, (1, 4)), tmp_path, steps=8)
+
+
+def test_budget_one_byte_below_feasible_names_the_least():
+    model, batch = gpt(), gpt_batch()
+    least = least_budget(model, batch)
+    elixir.plan(model, batch, device_budget=least, hardware=HARDWARE)
+    with pytest.raises(elixir.InfeasiblePlanError, match=f"the least budget is {least} bytes"):
+        elixir.plan(model, batch, device_budget=least - 1, hardware=HARDWARE)
+
+
+def test_trains_under_a_hard_budget_on_a_strict_device():
+    batches = [gpt_batch(i) for i in range(3)]
+    expected = plain_steps(gpt(), batches)
+    model = gpt()
+    least = least_budget(model, batches[0], recompute="none")
+    plan = elixir.plan(model, batches[0], device_budget=least, hardware=HARDWARE, recompute="none")
+    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-2, poison=True)
+    losses = []
+    for batch in batches:
+        with StrictDevice(model._elixir_engine) as strict:
+            for t in batch:
+                strict.track(t)
+            loss = model(*batch)
+            loss.backward()
+        assert strict.peak <= plan.device_budget
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses == expected[0]
+
+
+def test_strict_device_refuses_what_exceeds_the_budget():
+    model, batch = gpt(), gpt_batch()
+    plan = elixir.plan(model, batch, device_budget=least_budget(model, batch), hardware=HARDWARE)
+    model, _ = elixir.initialize(model, plan=plan)
+    engine = model._elixir_engine
+    with StrictDevice(engine, engine.arena.size + 1000), pytest.raises(elixir.BudgetExceededError):
+        model(*batch)
+
+
+def test_predicted_peak_of_activations_is_exact():
+    model, batch = gpt(), gpt_batch()
+    for recompute in ("none", "all"):
+        plan = elixir.plan(
+            model, batch, device_budget="1GiB", hardware=HARDWARE, recompute=recompute
+        )
+        clone = gpt()
+        fresh, optimizer = elixir.initialize(clone, plan=plan)
+        with LiveBytes() as live:
+            for t in batch:
+                live.track(t)
+            fresh(*batch).backward()
+        assert live.peak == plan.activation_bytes
+        optimizer.close()
+
+
+def test_state_ten_times_the_device():
+    batch = gpt_batch(batch=1, length=4)
+    make = lambda: gpt(dim=64, layers=12, context=8)  # noqa: E731
+    model = make()
+    least = least_budget(model, batch)
+    state = 16 * sum(p.numel() for p in model.parameters())
+    assert state >= 10 * least
+    expected = plain_steps(make(), [batch] * 2)
+    plan = elixir.plan(model, batch, device_budget=state // 10, hardware=HARDWARE)
+    assert_same(expected, elixir_steps(model, [batch] * 2, plan))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 6])
+def test_loads_follow_2n_minus_k(blocks):
+    """Closed form: 2n - k loads, less one: the first layer's backward needs no weight."""
+    model, x = Chain(), torch.randn(4, 32)
+    size = 32 * 32 * 4
+    plan = elixir.plan(
+        model, x, device_budget="1MiB", hardware=HARDWARE, prefetch=0, recompute="none"
+    )
+    from dataclasses import replace
+
+    chunks = tuple(
+        elixir.planner.ChunkPlan((f"layers.{i}.weight",), (0,), size, 1024) for i in range(6)
+    )
+    steps = tuple((i,) for i in [*range(6), *range(5, 0, -1)])
+    plan = replace(
+        plan,
+        chunks=chunks,
+        steps=steps,
+        forward_steps=6,
+        cache_bytes=blocks * size,
+        resident_bytes=0,
+    )
+    model, optimizer = elixir.initialize(model, plan=plan)
+    model(x).backward()
+    assert model._elixir_engine.cache.loads == elixir.planner.belady_loads(steps, blocks)
+    assert elixir.planner.belady_loads(steps, blocks) == max(2 * 6 - blocks - (blocks < 6), 6)
+    optimizer.close()
+
+
+class Branching(nn.Module):
+    """Dynamic control flow, an unused parameter, a module used twice, a bare parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.unused = (nn.Linear(16, 16) for _ in range(3))
+        self.scale = nn.Parameter(torch.ones(16))
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x):
+        x = self.norm(self.a(x) * self.scale)
+        x = self.b(x) if x.sum() > 0 else torch.tanh(self.b(self.b(x)))
+        return self.a(x).square().mean()
+
+
+def test_dynamic_control_flow_unused_and_reused():
+    batches = [torch.randn(8, 16, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    torch.manual_seed(0)
+    expected = plain_steps(Branching(), batches)
+    torch.manual_seed(0)
+    model = Branching()
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
+    got = elixir_steps(model, batches, plan)
+    assert_same(expected, got)
+    assert torch.equal(got[1]["unused.weight"], expected[1]["unused.weight"])
+
+
+def test_attention_reads_its_childs_weight():
+    """nn.MultiheadAttention reads out_proj.weight without calling out_proj."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.out = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.out(self.attention(x, x, x, need_weights=False)[0]).square().mean()
+
+    x = torch.randn(2, 5, 16)
+    torch.manual_seed(0)
+    expected = plain_steps(Net(), [x] * 3)
+    torch.manual_seed(0)
+    model = Net()
+    plan = elixir.plan(model, x, device_budget=least_budget(model, x), hardware=HARDWARE)
+    assert_same(expected, elixir_steps(model, [x] * 3, plan))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_users_own_checkpointing(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.ModuleList(
+                nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)) for _ in range(4)
+            )
+
+        def forward(self, x):
+            for block in self.inner:
+                x = checkpoint(block, x, use_reentrant=reentrant)
+            return x.square().mean()
+
+    x = torch.randn(4, 16, requires_grad=True)
+    torch.manual_seed(0)
+    expected = plain_steps(Net(), [x] * 3)
+    torch.manual_seed(0)
+    model = Net()
+    budget = 2 * least_budget(model, x, recompute="none")
+    plan = elixir.plan(model, x, device_budget=budget, hardware=HARDWARE, recompute="none")
+    assert_same(expected, elixir_steps(model, [x] * 3, plan))
+
+
+def test_frozen_parameters_stay_and_cost_no_states():
+    def make():
+        model = gpt()
+        for name, p in model.named_parameters():
+            p.requires_grad_("norm" in name or "head" in name or "wte" in name)
+        return model
+
+    batches = [gpt_batch(i) for i in range(3)]
+    expected = plain_steps(make(), batches)
+    model = make()
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
+    assert sum(c.trainable for c in plan.chunks) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
+    assert_same(expected, elixir_steps(model, batches, plan))
+
+
+def test_in_place_edit_of_an_absent_parameter_is_refused_and_edit_takes_it():
+    batches = [gpt_batch(i) for i in range(2)]
+    expected_model = gpt()
+    first = elixir.optim.AdamW(expected_model.parameters(), lr=1e-2)
+    model = gpt()
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
+    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-2)
+    for batch in batches:
+        for m, o in ((expected_model, first), (model, optimizer)):
+            m(*batch).backward()
+            o.step()
+            o.zero_grad()
+        with torch.no_grad(), pytest.raises(RuntimeError, match="single memory location"):
+            model.blocks[0].up.weight.mul_(0.5)
+        with torch.no_grad(), optimizer.edit():
+            model.blocks[0].up.weight.mul_(0.5)
+        with torch.no_grad():
+            expected_model.blocks[0].up.weight.mul_(0.5)
+    for key, value in expected_model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+
+
+def test_exception_in_forward_then_a_clean_step():
+    class Fragile(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = gpt()
+            self.fail = False
+
+        def forward(self, tokens, targets):
+            if self.fail:
+                self.net.blocks[0](self.net.wte(tokens))
+                raise ArithmeticError("planned")
+            return self.net(tokens, targets)
+
+    batches = [gpt_batch(i) for i in range(3)]
+    expected = plain_steps(Fragile(), batches)
+    model = Fragile()
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
+    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-2, poison=True)
+    losses = []
+    for batch in batches:
+        model.fail = True
+        with pytest.raises(ArithmeticError):
+            model(*batch)
+        model.fail = False
+        loss = model(*batch)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses == expected[0]
+    assert all(pin == 0 for pin in model._elixir_engine.cache.pins)
+
+
+def test_exception_in_backward_then_a_clean_step():
+    class Bomb(torch.autograd.Function):
+        armed = False
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            if Bomb.armed:
+                raise ArithmeticError("planned")
+            return g
+
+    class Net(Chain):
+        def forward(self, x):
+            x = Bomb.apply(torch.tanh(self.layers[0](x)))
+            return super().forward(x)
+
+    x = torch.randn(4, 32)
+    torch.manual_seed(0)
+    expected = plain_steps(Net(), [x] * 2)
+    torch.manual_seed(0)
+    model = Net()
+    plan = elixir.plan(model, x, device_budget=least_budget(model, x), hardware=HARDWARE)
+    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-2, poison=True)
+    losses = []
+    for _ in range(2):
+        Bomb.armed = True
+        with pytest.raises(ArithmeticError):
+            model(x).backward()
+        Bomb.armed = False
+        loss = model(x)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses == expected[0]
+
+
+def test_weights_changed_between_forward_and_backward_are_noticed():
+    model, batch = gpt(), gpt_batch()
+    plan = elixir.plan(model, batch, device_budget=least_budget(model, batch), hardware=HARDWARE)
+    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-2)
+    model(*batch).backward()
+    late = model(*batch)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="changed"):
+        late.backward()
+
+
+def test_a_larger_batch_than_planned_still_trains():
+    small, large = gpt_batch(), gpt_batch(batch=6)
+    expected = plain_steps(gpt(), [large] * 2)
+    model = gpt()
+    plan = elixir.plan(model, small, device_budget=least_budget(model, small), hardware=HARDWARE)
+    with pytest.warns(RuntimeWarning, match="planned"):
+        got = elixir_steps(model, [large] * 2, plan)
+    assert_same(expected, got)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_keeps_fp32_masters(dtype):
+    batches = [gpt_batch(i) for i in range(3)]
+    reference = gpt().to(dtype)
+    expected = plain_steps(reference, batches)
+    model = gpt().to(dtype)
+    plan = elixir.plan(
+        model,
+        batches[0],
+        device_budget=least_budget(model, batches[0], dtype=dtype),
+        hardware=HARDWARE,
+        dtype=dtype,
+    )
+    got = elixir_steps(model, batches, plan)
+    assert_same(expected, got)
+
+
+def test_loss_scaling_skips_an_overflow_exactly():
+    model, batch = gpt(), gpt_batch()
+    plan = elixir.plan(model, batch, device_budget="4MiB", hardware=HARDWARE, step_in_backward=True)
+    scaler = elixir.LossScaler(scale=65536.0, hysteresis=1)
+    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-2, loss_scale=scaler)
+    before = model.state_dict()
+    (optimizer.scale(model(*batch)) * float("inf")).backward()
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert optimizer.undone > 0
+    assert scaler.scale == 32768.0
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    optimizer.zero_grad()
+    optimizer.scale(model(*batch)).backward()
+    optimizer.step()
+    assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_stepping_in_backward_with_a_small_undo_budget():
+    batches = [gpt_batch(i) for i in range(4)]
+    expected = plain_steps(gpt(), batches, clip=0.5)
+    model = gpt()
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
+    got = elixir_steps(
+        model, batches, plan, max_grad_norm=0.5, step_in_backward=True, undo_budget=50_000
+    )
+    assert_same(expected, got)
+    assert got[2].undone > 0
+
+
+def test_second_backward_after_an_update_in_backward_is_refused():
+    model, batch = gpt(), gpt_batch()
+    plan = elixir.plan(model, batch, device_budget="4MiB", hardware=HARDWARE)
+    model, _ = elixir.initialize(model, plan=plan, step_in_backward=True)
+    model(*batch).backward()
+    with pytest.raises(RuntimeError, match="no_sync"):
+        model(*batch).backward()
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adagrad", "NAdam"])
+def test_any_torch_optimizer(name):
+    cls = getattr(torch.optim, name)
+    batches = [gpt_batch(i) for i in range(3)]
+    reference = gpt()
+    inner = cls(reference.parameters(), lr=1e-2)
+    losses = []
+    for batch in batches:
+        loss = reference(*batch)
+        loss.backward()
+        losses.append(loss.item())
+        inner.step()
+        inner.zero_grad()
+    model = gpt()
+    plan = elixir.plan(
+        model, batches[0], "other", device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
+    got = elixir_steps(model, batches, plan, cls=cls)
+    assert got[0] == losses
+
+
+def test_unsupported_optimizers_are_refused():
+    model, batch = gpt(), gpt_batch()
+    plan = elixir.plan(model, batch, device_budget="4MiB", hardware=HARDWARE)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for cls, kw in ((torch.optim.LBFGS, {}), (torch.optim.AdamW, {"amsgrad": True})):
+        with pytest.raises(elixir.UnsupportedOptimizerError):
+            elixir.initialize(model, cls, plan=plan, **kw)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_groups_and_schedulers_and_torch_state_dict():
+    """Per-parameter options inside a chunk; the state loads into torch's own AdamW."""
+    batches = [gpt_batch(i) for i in range(4)]
+
+    def groups(model):
+        decay = [p for p in model.parameters() if p.dim() > 1]
+        rest = [p for p in model.parameters() if p.dim() <= 1]
+        return [
+            {"params": decay, "weight_decay": 0.1},
+            {"params": rest, "weight_decay": 0.0, "lr": 3e-3},
+        ]
+
+    reference = gpt()
+    first = elixir.optim.AdamW(groups(reference), lr=1e-2)
+    model = gpt()
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
+    model, second = elixir.initialize(model, plan=plan, lr=1e-2, params=groups(model))
+    schedules = [torch.optim.lr_scheduler.StepLR(o, 1, 0.5) for o in (first, second)]
+    for batch in batches:
+        for m, o, s in zip((reference, model), (first, second), schedules):
+            m(*batch).backward()
+            o.step()
+            o.zero_grad()
+            s.step()
+    for key, value in reference.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    theirs = torch.optim.AdamW(groups(gpt()), lr=1e-2)
+    theirs.load_state_dict(second.state_dict())
+    mine = {k: v["exp_avg"] for k, v in first.state_dict()["state"].items()}
+    for key, entry in theirs.state_dict()["state"].items():
+        assert torch.equal(entry["exp_avg"], mine[key])
+
+
+def test_model_state_dict_round_trip_and_close():
+    model, batch = gpt(), gpt_batch()
+    other = gpt(seed=5).state_dict()
+    plan = elixir.plan(model, batch, device_budget=least_budget(model, batch), hardware=HARDWARE)
+    model, optimizer = elixir.initialize(model, plan=plan)
+    model.load_state_dict(other)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, other[key])
+    optimizer.close()
+    assert torch.equal(model.blocks[0].up.weight, other["blocks.0.up.weight"])
+    reference = gpt(seed=5)
+    assert model(*batch).item() == reference(*batch).item()
+
+
+def test_evaluation_between_steps():
+    batches = [gpt_batch(i) for i in range(3)]
+    expected = plain_steps(gpt(), batches)
+    model = gpt()
+    plan = elixir.plan(
+        model, batches[0], device_budget=least_budget(model, batches[0]), hardware=HARDWARE
+    )
+    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-2, poison=True)
+    losses = []
+    for batch in batches:
+        with torch.no_grad():
+            value = model(*batch).item()
+        loss = model(*batch)
+        assert loss.item() == value
+        loss.backward()
+        losses.append(value)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses == expected[0]
+
+
+def test_convolutions_keep_their_memory_format():
+    def make():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4)
+        )
+        return net.to(memory_format=torch.channels_last)
+
+    x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    expected = plain_steps(make(), [x] * 3)
+    model = make()
+    plan = elixir.plan(model, x, device_budget=least_budget(model, x), hardware=HARDWARE)
+    assert_same(expected, elixir_steps(model, [x] * 3, plan))
+
+
+def test_functional_linear_on_a_weight_view_backward():
+    """Saved views and transposes of weights are recognised by address."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return F.linear(self.inner(x), torch.eye(8)).square().mean()
+
+    x = torch.randn(3, 8)
+    torch.manual_seed(0)
+    expected = plain_steps(Net(), [x] * 2)
+    torch.manual_seed(0)
+    model = Net()
+    plan = elixir.plan(model, x, device_budget=least_budget(model, x), hardware=HARDWARE)
+    assert_same(expected, elixir_steps(model, [x] * 2, plan))
+
+
+def test_updates_without_room_for_gradients():
+    batches = [gpt_batch(i) for i in range(4)]
+    expected = plain_steps(gpt(), batches)
+    model = gpt()
+    options = {"hardware": HARDWARE, "step_in_backward": True, "recompute": "none"}
+    kept = elixir.plan(model, batches[0], device_budget="64MiB", **options)
+    plan = elixir.plan(model, batches[0], device_budget="64MiB", keep_gradients=False, **options)
+    assert plan.resident_bytes < kept.resident_bytes
+    half = plan.override("blocks.1.*", tier="host").override("blocks.0.*", tier="device")
+    assert_same(expected, elixir_steps(model, batches, half))
+    with pytest.raises(ValueError, match="keep_gradients=False"):
+        elixir.initialize(gpt(), plan=plan, max_grad_norm=1.0)
+    model, _ = elixir.initialize(gpt(), plan=plan)
+    model(*batches[0]).backward()
+    with pytest.raises(RuntimeError, match="keep_gradients=True"):
+        model(*batches[0]).backward()
+    with pytest.raises(ValueError, match="step_in_backward=True"):
+        elixir.plan(gpt(), batches[0], device_budget="64MiB", keep_gradients=False)
