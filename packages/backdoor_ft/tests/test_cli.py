@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import torch
 from backdoor_ft import models
 from backdoor_ft.bench import Matrix, run_matrix
 from backdoor_ft.ckpt import save_model

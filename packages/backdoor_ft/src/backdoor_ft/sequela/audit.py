@@ -61,7 +61,7 @@ class Sequela:
         """Draw the re-injection curves."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(5, 3.2), layout="constrained")
+        figure = Figure(figsize=(6, 3.2), layout="constrained")
         axis = figure.subplots()
         for curve in self.curves:
             axis.plot(curve.steps, curve.attack_success, marker="o", ms=3, label=curve.name)
@@ -69,7 +69,7 @@ class Sequela:
         axis.set_xlabel("attacker's steps")
         axis.set_ylabel("ASR")
         axis.set_ylim(-0.02, 1.02)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         return figure
 
 
