@@ -23,11 +23,13 @@ DEFENSES = {
 
 
 def main() -> None:
-    arguments = parser(__doc__).parse_args()
+    options = parser(__doc__)
+    options.add_argument("--attacks", default="badnets,blended", help="comma-separated")
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     rows, cost, success = [], {}, {}
     clean, test = digits(0)
-    for name in ("badnets", "blended"):
+    for name in arguments.attacks.split(","):
         plan = plan_attack(name, clean, seed=0)
         victim = train(SmallCNN, plan.dataset, recipe="digits", seed=0)
         first = score(victim, test, plan)
@@ -47,10 +49,10 @@ def main() -> None:
             goal(
                 f"digits: processor time of {label} over super-fine-tuning's",
                 f"at least {bar} times, at equal or lower ASR",
-                f"{min(ratios):.1f} to {max(ratios):.1f} times; ASR"
+                f"{min(ratios):.1f} times at least; ASR"
                 f" {max(success['SFT']):.3f} against {max(success[label]):.3f} at worst",
                 bool(min(ratios) >= bar and lower),
-                "our own implementations; two attacks, one seed",
+                f"our own implementations; {arguments.attacks}, one seed",
             )
         )
     table = {
@@ -58,7 +60,9 @@ def main() -> None:
         "columns": ["attack", "repair", "ACC", "ASR", "cpu s"],
         "rows": [[a, b, *(round(v, 4) for v in rest)] for a, b, *rest in rows],
     }
-    command = "python benchmarks/bench_cost.py --out benchmarks/results"
+    command = (
+        f"python benchmarks/bench_cost.py --out benchmarks/results --attacks {arguments.attacks}"
+    )
     write(arguments.out, "bench_cost", "Cost of a repair", command, goals, [table],
           arguments.threads)  # fmt: skip
 
