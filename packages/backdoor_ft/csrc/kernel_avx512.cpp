@@ -1,0 +1,3 @@
+#include "fused.hpp"
+
+backdoor_ft::Kernel backdoor_ft::avx512_kernel() { return fused; }

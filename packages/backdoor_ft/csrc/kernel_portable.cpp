@@ -1,0 +1,3 @@
+#include "fused.hpp"
+
+backdoor_ft::Kernel backdoor_ft::portable_kernel() { return fused; }

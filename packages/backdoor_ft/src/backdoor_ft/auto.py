@@ -1,0 +1,316 @@
+"""Repair without knowing the trigger: range test, decoys, displacement, guard, rollback."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backdoor_ft.augment import Augment
+from backdoor_ft.data import LabeledData
+from backdoor_ft.defenses.base import (
+    Defense,
+    RepairResult,
+    check_fit,
+    cross_entropy,
+    displacement,
+    make,
+)
+from backdoor_ft.defenses.tuning import SuperFT
+from backdoor_ft.engine import OnStep, fit, predict
+from backdoor_ft.errors import DivergedError, InputError
+from backdoor_ft.metrics import accuracy, attack_success
+from backdoor_ft.poison import PoisonPlan, poison
+from backdoor_ft.schedules import dose
+from backdoor_ft.triggers import SIG, BadNets, Blended, RareWord, Trigger
+
+ERASED = 0.05
+
+
+def range_test(
+    model: nn.Module, clean: LabeledData, *, seed: int = 0, steps: int = 60, highest: float = 10.0
+) -> float:
+    """Return the rate at which training on clean data breaks down.
+
+    The rate grows geometrically from 1e-3 to `highest`, one step each; the test ends when the loss
+    passes three times that of a uniform guess, or is not finite.
+    """
+    work = copy.deepcopy(model)
+    limit = 3 * math.log(clean.num_classes)
+    reached = [1e-3]
+
+    class _Stop(Exception):  # noqa: N818
+        pass
+
+    def watch(step: int, m: nn.Module, lr: float, loss: float) -> None:
+        if loss > limit:
+            raise _Stop
+        reached.append(lr)
+
+    with suppress(_Stop, DivergedError):
+        fit(
+            work,
+            clean,
+            steps=steps,
+            batch_size=128,
+            rate=lambda step: 1e-3 * (highest / 1e-3) ** (step / (steps - 1)),
+            seed=seed,
+            on_step=watch,
+        )
+    return reached[-1]
+
+
+def decoy_triggers(clean: LabeledData, seed: int) -> list[Trigger]:
+    """Return a patch, a blend and a sinusoid that have nothing to do with the attacker's."""
+    if clean.is_text:
+        unused = int(clean.inputs.max())
+        return [RareWord(token=unused, position=p) for p in (0, 1)]
+    size = max(clean.inputs.shape[2] // 8, 2)
+    room = clean.inputs.shape[2] - size
+    place = torch.randint(0, room + 1, (2,), generator=torch.Generator().manual_seed(seed))
+    return [
+        BadNets(size, (int(place[0]), int(place[1])), "random", seed + 11),
+        Blended(0.2, seed + 12),
+        SIG(0.2, frequency=max(clean.inputs.shape[3] // 5, 1)),
+    ]
+
+
+def plant(
+    model: nn.Module, clean: LabeledData, trigger: Trigger, seed: int
+) -> tuple[nn.Module, PoisonPlan]:
+    """Plant one decoy into a copy of the model by a short fine-tuning."""
+    target = int(
+        torch.randint(clean.num_classes, (), generator=torch.Generator().manual_seed(seed))
+    )
+    plan = poison(clean, trigger=trigger, target=target, ratio=0.2, seed=seed)
+    victim = copy.deepcopy(model)
+    fit(victim, plan.dataset, steps=150, batch_size=64, rate=lambda _: 0.02, seed=seed)
+    return victim.eval(), plan
+
+
+def strengths(limit: float, clean: LabeledData) -> list[SuperFT]:
+    """Return settings from the weakest to the strongest, by dose."""
+    little = len(clean) < 50 * clean.num_classes
+    augment = Augment(pad=max(clean.inputs.shape[-1] // 16, 1)) if (
+        little and not clean.is_text
+    ) else Augment()  # fmt: skip
+    peaks = [p for p in (0.3, 0.6, 1.0, 2.0) if p <= limit] or [limit / 2]
+    ladder = [
+        SuperFT(lr_max1=p, lr_max2=min(0.05, p), phase1=200, phase2=160, batch_size=64,
+                augment=augment)
+        for p in peaks
+    ]  # fmt: skip
+    return [*ladder, replace(ladder[-1], phase1=400)]
+
+
+def seconds(budget: str | float | None) -> float:
+    """Read a budget such as "60s", "5m", or seconds."""
+    if budget is None:
+        return math.inf
+    if isinstance(budget, int | float) and budget > 0:
+        return float(budget)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", str(budget))
+    if found is None or float(found[1]) <= 0:
+        raise InputError(f"budget={budget!r} is not allowed: for example '60s', '5m', or seconds")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def guard(
+    model: nn.Module, repaired: nn.Module, held: LabeledData, max_acc_drop: float
+) -> tuple[bool, float, float]:
+    """Return whether accuracy on held-out clean data fell by no more than allowed, and both."""
+    before, after = accuracy(model, held), accuracy(repaired, held)
+    return after >= before - max_acc_drop - 1e-12, before, after
+
+
+def auto(
+    model: nn.Module,
+    clean: LabeledData,
+    *,
+    val: LabeledData | None = None,
+    max_acc_drop: float = 0.01,
+    budget: str | float | None = None,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> RepairResult:
+    """Super-fine-tune a model whose trigger nobody knows.
+
+    1. A range test on the clean data bounds the peak rate.
+    2. Decoy backdoors are planted into copies; the weakest setting that erases them within the
+       accuracy budget is chosen.
+    3. The model itself is tuned with 1.5 times that length; it is kept only where accuracy on
+       held-out clean data stays within the budget, else weaker settings are tried, and the victim
+       is returned at last.
+
+    The decoys' ASR in the notes is evidence, not proof.
+
+    Parameters
+    ----------
+    model : victim, or a clean model; never changed
+    clean : clean data
+    val : held-out clean data for the guard; a fifth of `clean` without it
+    max_acc_drop : accuracy that may be lost on the held-out data
+    budget : wall time such as "60s" after which no further setting is tried
+    seed : of everything random
+    on_step : called after each step of the final tuning
+    """
+    check_fit(model, clean)
+    if not 0 <= max_acc_drop < 1:
+        raise InputError(f"max_acc_drop={max_acc_drop} is not allowed: 0 <= max_acc_drop < 1")
+    limit_s, started, processor = seconds(budget), time.monotonic(), time.process_time()
+    data, held = (clean, val) if val is not None else _held_out(clean, seed)
+    notes: list[str] = []
+    peak = range_test(model, data, seed=seed)
+    notes.append(f"range test: rates up to {peak:.3g}")
+    ladder = strengths(peak, data)
+    decoys = []
+    for number, trigger in enumerate(decoy_triggers(data, seed)):
+        if time.monotonic() - started > limit_s / 4:
+            break
+        decoy, plan = plant(model, data, trigger, seed + number)
+        planted = attack_success(decoy, held, plan)
+        if planted >= 0.8:
+            decoys.append((decoy, plan, planted))
+    chosen = len(ladder) - 1
+    for level, setting in enumerate(ladder[:-1]):
+        if not decoys or time.monotonic() - started > limit_s / 2:
+            break
+        found = []
+        for decoy, plan, _ in decoys:
+            tuned = setting.repair(decoy, data, seed=seed).model
+            found.append(attack_success(tuned, held, plan))
+            if found[-1] > ERASED + _floor(model, held, plan):
+                break
+        names = ", ".join(f"{p.trigger.name} {a:.2f}" for (_, p, _), a in zip(decoys, found))
+        notes.append(f"decoys at peak {setting.lr_max1:g}: ASR {names}")
+        if len(found) == len(decoys) and found[-1] <= ERASED + _floor(model, held, decoys[-1][1]):
+            chosen = level
+            break
+    if not decoys:
+        notes.append("no decoy could be planted: the strongest setting is tried first")
+    best: tuple[Any, ...] | None = None
+    # the chosen one first, then the stronger one, which often restores more, then weaker ones
+    order = [chosen, *range(chosen + 1, len(ladder) - 1)[:1], *range(chosen - 1, -1, -1)]
+    for level in order:
+        setting = ladder[level]
+        margin = replace(setting, phase1=int(1.5 * setting.phase1))
+        result = margin.repair(model, data, seed=seed, on_step=on_step)
+        holds, before, after = guard(model, result.model, held, max_acc_drop)
+        notes.append(
+            f"peak {margin.lr_max1:g}, {margin.phase1} + {margin.phase2} steps: held-out accuracy"
+            f" {before:.3f} -> {after:.3f}, displacement {result.displacement:.2f}"
+        )
+        if holds:
+            best = (margin, result)
+            break
+        if time.monotonic() - started > limit_s:
+            notes.append("the time budget is spent")
+            break
+    spent = time.process_time() - processor
+    if best is None:
+        notes.append(f"no setting kept accuracy within {max_acc_drop}: the victim is returned")
+        kept = copy.deepcopy(model).eval()
+        return RepairResult(kept, "auto", {}, [], spent, 0.0, 0.0, False, tuple(notes))
+    margin, result = best
+    return RepairResult(
+        result.model,
+        "auto",
+        result.config,
+        result.log,
+        spent,
+        dose([row["lr"] for row in result.log], margin.momentum),
+        displacement(result.model, model),
+        True,
+        tuple(notes) + result.notes,
+    )
+
+
+def _held_out(clean: LabeledData, seed: int) -> tuple[LabeledData, LabeledData]:
+    count = max(len(clean) // 5, 1)
+    if len(clean) - count < 2:
+        raise InputError(
+            f"clean has {len(clean)} samples: 'auto' holds a fifth back, pass val or at least 3"
+        )
+    held, rest = clean.split(count, seed)
+    return rest, held
+
+
+def _floor(model: nn.Module, held: LabeledData, plan: PoisonPlan) -> float:
+    """Return the share of untriggered inputs that the model sends to the target anyway."""
+    inputs: Tensor = plan.victims(held).inputs
+    return float((predict(model, inputs).argmax(1) == plan.target).float().mean())
+
+
+def repair(
+    model: nn.Module,
+    clean: LabeledData,
+    *,
+    method: str | Defense = "auto",
+    max_acc_drop: float | None = 0.01,
+    budget: str | float | None = None,
+    val: LabeledData | None = None,
+    poisoned: LabeledData | None = None,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+    **config: Any,
+) -> RepairResult:
+    """Return a repaired copy of a model that is no worse than a stated accuracy budget.
+
+    Parameters
+    ----------
+    model : victim; never changed
+    clean : clean data of its task
+    method : "auto", the name of a defence, or a configured one
+    max_acc_drop : accuracy that may be lost on held-out clean data; None switches the guard off
+    budget : wall time for "auto", such as "60s"
+    val : held-out clean data; a fifth of `clean` without it
+    poisoned : the poisoned training set, for the defences that need it
+    seed : of everything random
+    on_step : called after each training step
+    config : parameters of the named defence
+
+    Returns
+    -------
+    RepairResult
+        ``accepted`` is False, and ``model`` a copy of the victim, where the guard refused.
+
+    Raises
+    ------
+    InputError
+        An argument is not allowed, or the data do not fit the model.
+    DivergedError
+        Training was not finite at any of three learning rates.
+    """
+    if method == "auto":
+        drop = 1 - 1e-9 if max_acc_drop is None else max_acc_drop
+        return auto(
+            model, clean, val=val, max_acc_drop=drop, budget=budget, seed=seed, on_step=on_step
+        )
+    defense = method if isinstance(method, Defense) else make(method, **config)
+    if max_acc_drop is None:
+        return defense.repair(model, clean, val=val, poisoned=poisoned, seed=seed, on_step=on_step)
+    if not 0 <= max_acc_drop < 1:
+        raise InputError(f"max_acc_drop={max_acc_drop} is not allowed: 0 <= max_acc_drop < 1")
+    check_fit(model, clean)
+    data, held = (clean, val) if val is not None else _held_out(clean, seed)
+    result = defense.repair(model, data, val=val, poisoned=poisoned, seed=seed, on_step=on_step)
+    holds, before, after = guard(model, result.model, held, max_acc_drop)
+    loss = cross_entropy(result.model, held)
+    note = f"held-out accuracy {before:.3f} -> {after:.3f}, loss {loss:.3f}"
+    if holds:
+        return replace(result, notes=(*result.notes, note))
+    note += f": more than {max_acc_drop} lost, the victim is returned"
+    return replace(
+        result,
+        model=copy.deepcopy(model).eval(),
+        accepted=False,
+        displacement=0.0,
+        notes=(*result.notes, note),
+    )

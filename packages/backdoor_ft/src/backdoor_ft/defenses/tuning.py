@@ -1,0 +1,210 @@
+"""Fine-tuning and its controls: super-fine-tuning, plain, head only, statistics only, scratch."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from backdoor_ft.augment import NO_AUGMENT, Augment
+from backdoor_ft.data import LabeledData
+from backdoor_ft.defenses.base import BATCH_NORM, Context, Defense
+from backdoor_ft.engine import batches
+from backdoor_ft.models import head_of
+from backdoor_ft.schedules import CosineConfig, SuperFineTuneConfig, preset
+
+
+@dataclass(frozen=True)
+class SuperFT(Defense):
+    """Super-fine-tuning (Sha et al. 2022): whole model, clean data, two cyclic phases.
+
+    Attributes
+    ----------
+    lr_base ... batch_size : as in :class:`backdoor_ft.schedules.SuperFineTuneConfig`
+    carry_momentum : keep the momentum buffers over the change of phase
+    augment : of the clean data
+    """
+
+    name: ClassVar[str] = "superft"
+    lr_base: float = 3e-4
+    lr_max1: float = 1.0
+    lr_max2: float = 0.05
+    phase1: int = 200
+    phase2: int = 200
+    ramp: tuple[int, int] = (10, 10)
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 64
+    carry_momentum: bool = True
+    augment: Augment = NO_AUGMENT
+
+    @staticmethod
+    def from_preset(name: str) -> SuperFT:
+        """Return the defence with a preset of :data:`backdoor_ft.schedules.PRESETS`."""
+        return SuperFT(**{**asdict(preset(name)), "ramp": preset(name).ramp})
+
+    @property
+    def schedule(self) -> SuperFineTuneConfig:
+        """The learning rates."""
+        return SuperFineTuneConfig(
+            self.lr_base,
+            self.lr_max1,
+            self.lr_max2,
+            self.phase1,
+            self.phase2,
+            self.ramp,
+            self.momentum,
+            self.weight_decay,
+            self.batch_size,
+        )
+
+    def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
+        """Forget at large rates, then restore at small ones."""
+        schedule = self.schedule
+        parts = (
+            [(0, schedule.steps)]
+            if self.carry_momentum
+            else [(0, self.phase1), (self.phase1, schedule.steps)]
+        )
+        for first, last in parts:
+            context.fit(
+                model,
+                clean,
+                steps=last - first,
+                batch_size=self.batch_size,
+                rate=lambda step, first=first: schedule.learning_rate(first + step),  # type: ignore[misc]
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                augment=self.augment,
+            )
+        return model
+
+
+@dataclass(frozen=True)
+class FT(Defense):
+    """Plain fine-tuning of the whole model: BackdoorBench's cosine, or a constant rate."""
+
+    name: ClassVar[str] = "ft"
+    lr: float = 0.01
+    steps: int = 400
+    constant: bool = False
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    augment: Augment = NO_AUGMENT
+
+    def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
+        """Train on the clean data."""
+        rate = CosineConfig(self.lr, self.steps, self.constant).learning_rate
+        context.fit(
+            model,
+            clean,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            rate=rate,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+        )
+        return model
+
+
+@dataclass(frozen=True)
+class HeadOnly(Defense):
+    """Control: only the classifier is tuned (linear probing); it is known to fail."""
+
+    name: ClassVar[str] = "head_only"
+    lr: float = 0.01
+    steps: int = 400
+    batch_size: int = 128
+
+    def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
+        """Train the last linear layer on frozen features."""
+        _, head = head_of(model)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in head.parameters():
+            parameter.requires_grad_(True)
+        frozen = [(m, m.momentum) for m in model.modules() if isinstance(m, BATCH_NORM)]
+        for module, _ in frozen:
+            module.momentum = 0.0  # the running statistics stay the victim's
+        rate = CosineConfig(self.lr, self.steps).learning_rate
+        context.fit(model, clean, steps=self.steps, batch_size=self.batch_size, rate=rate)
+        for module, momentum in frozen:
+            module.momentum = momentum
+        return model
+
+
+@dataclass(frozen=True)
+class BNRecalibration(Defense):
+    """Control: only the running statistics of batch normalisation are estimated again."""
+
+    name: ClassVar[str] = "bn_recalibration"
+    needs: ClassVar[frozenset[str]] = frozenset({"clean_data", "batch_norm"})
+    steps: int = 100
+    batch_size: int = 128
+
+    @torch.no_grad()
+    def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
+        """Average the statistics of the clean batches; no weight changes."""
+        layers = [m for m in model.modules() if isinstance(m, BATCH_NORM)]
+        kept = [m.momentum for m in layers]
+        model.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # cumulative average
+            layer.train()
+        order = batches(len(clean), self.batch_size, context.seed, 0)
+        for _ in range(self.steps):
+            model(clean.inputs[next(order)].to(next(model.parameters()).device))
+        for layer, momentum in zip(layers, kept):
+            layer.momentum = momentum
+        return model
+
+
+def reinitialise(model: nn.Module) -> nn.Module:
+    """Return a copy with fresh weights by each layer's own rule; other parameters get small noise.
+
+    Draws from torch's global generator: seed it before.
+    """
+    fresh = copy.deepcopy(model)
+    covered: set[int] = set()
+    for module in fresh.modules():
+        reset = getattr(module, "reset_parameters", None) or getattr(
+            module, "_reset_parameters", None
+        )
+        if callable(reset):
+            reset()
+            covered |= {id(p) for p in module.parameters(recurse=False)}
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            if id(parameter) not in covered:
+                parameter.normal_(std=0.02)
+    return fresh
+
+
+@dataclass(frozen=True)
+class Scratch(Defense):
+    """Control: the same architecture trained anew on the clean data with the same compute."""
+
+    name: ClassVar[str] = "scratch"
+    lr: float = 0.05
+    steps: int = 400
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    augment: Augment = NO_AUGMENT
+
+    def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
+        """Train from fresh weights."""
+        fresh = reinitialise(model)
+        context.fit(
+            fresh,
+            clean,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            rate=CosineConfig(self.lr, self.steps).learning_rate,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+        )
+        return fresh

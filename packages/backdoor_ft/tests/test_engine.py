@@ -1,0 +1,172 @@
+import copy
+import os
+import pickle
+
+import backdoor_ft as bft
+import pytest
+import torch
+import torch.multiprocessing as mp
+from backdoor_ft import DivergedError, InputError, models
+from backdoor_ft.augment import Augment
+from backdoor_ft.ckpt import load_model, read_state, save_model
+from backdoor_ft.engine import batches, evaluating, fit, predict
+from backdoor_ft.stacked import fit_stacked
+from torch import nn
+
+
+def state(model):
+    return torch.cat([v.flatten().double() for v in model.state_dict().values()])
+
+
+def test_same_seed_same_bytes(digits):
+    def run(seed):
+        recipe = bft.Recipe(steps=25, augment=Augment(pad=1))
+        return state(bft.train(models.SmallCNN, digits[0], recipe=recipe, seed=seed))
+
+    assert torch.equal(run(3), run(3))
+    assert not torch.equal(run(3), run(4))
+
+
+def test_batches_are_permutations_and_go_on_anywhere():
+    order = batches(10, 3, seed=1, start=0)
+    found = [next(order) for _ in range(9)]
+    for epoch in range(3):
+        assert len(set(torch.cat(found[3 * epoch : 3 * epoch + 3]).tolist())) == 9
+    later = batches(10, 3, seed=1, start=4)
+    assert torch.equal(next(later), found[4])
+
+
+def test_resume_gives_the_same_weights(digits, tmp_path):
+    def make():
+        return models.build("cnn", 1, 10, 8, seed=0)
+
+    def run(model, steps):
+        path = tmp_path / "state.pt"
+        return fit(
+            model, digits[0], steps=steps, batch_size=64, rate=lambda s: 0.05 / (s + 1), seed=2,
+            augment=Augment(pad=1), checkpoint=path, checkpoint_every=10,
+        )  # fmt: skip
+
+    whole = make()
+    fit(whole, digits[0], steps=30, batch_size=64, rate=lambda s: 0.05 / (s + 1), seed=2,
+        augment=Augment(pad=1))  # fmt: skip
+    run(make(), 20)
+    again = make()
+    log = run(again, 30)
+    assert torch.equal(state(whole), state(again))
+    assert [row["step"] for row in log] == list(range(30))
+    (tmp_path / "state.pt").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="remove it"):
+        run(make(), 30)
+
+
+def test_modes_are_put_back(digits):
+    model = nn.Sequential(models.SmallCNN(), nn.Dropout())
+    model.train()
+    model[0].features[1].eval()
+    before = [m.training for m in model.modules()]
+    predict(model, digits[0].inputs[:4])
+    assert [m.training for m in model.modules()] == before
+    with evaluating(model):
+        assert not model.training
+
+
+def test_divergence_is_reported(digits):
+    with pytest.raises(DivergedError):
+        fit(models.build("mlp", 1, 10, 8), digits[0], steps=200, batch_size=64, rate=lambda s: 1e6)
+
+
+def test_unknown_recipe(digits):
+    with pytest.raises(InputError, match="digits"):
+        bft.train(models.SmallCNN, digits[0], recipe="none")
+
+
+@pytest.mark.parametrize("spec", ["cnn", "cnn-gn", "mlp"])
+def test_stacked_training_equals_a_loop(digits, spec):
+    data = digits[0].subset(torch.arange(300))
+    members = torch.rand(3, 300, generator=torch.Generator().manual_seed(0)) < 0.5
+    nets = [models.build(spec, 1, 10, 8, seed=k) for k in range(3)]
+    rate = lambda step: 0.05  # noqa: E731
+    found = fit_stacked(nets, data, members, steps=8, batch_size=32, rate=rate, seeds=[5, 6, 7])
+    for k in range(3):
+        alone = copy.deepcopy(nets[k])
+        fit(alone, data.subset(members[k]), steps=8, batch_size=32, rate=rate, seed=5 + k)
+        assert torch.allclose(state(alone), state(found[k]), atol=2e-3)
+
+
+def test_stacked_bad_members(digits):
+    with pytest.raises(InputError, match="shape"):
+        fit_stacked([models.SmallCNN()], digits[0], torch.ones(2, 3, dtype=torch.bool), steps=1,
+                    batch_size=4, rate=lambda s: 0.1)  # fmt: skip
+
+
+def _worker(rank, port, queue):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    train, _ = bft.data.digits()
+    model = models.build("cnn-gn", 1, 10, 8, seed=0)
+    fit(model, train, steps=5, batch_size=64, rate=lambda s: 0.05, seed=1)
+    queue.put((rank, state(model).numpy()))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_weights_of_one(digits):
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    port = 20000 + os.getpid() % 20000
+    workers = [context.Process(target=_worker, args=(r, port, queue)) for r in range(2)]
+    for w in workers:
+        w.start()
+    found = dict(queue.get() for _ in workers)
+    for w in workers:
+        w.join()
+    alone = models.build("cnn-gn", 1, 10, 8, seed=0)
+    fit(alone, digits[0], steps=5, batch_size=64, rate=lambda s: 0.05, seed=1)
+    assert (found[0] == found[1]).all()
+    assert state(alone).numpy() == pytest.approx(found[0], abs=1e-5)
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("true",))
+
+
+def test_checkpoints(tmp_path):
+    model = models.build("cnn", 1, 10, 8, seed=1)
+    save_model(model, tmp_path / "m.safetensors")
+    other = load_model(models.build("cnn", 1, 10, 8, seed=2), tmp_path / "m.safetensors")
+    assert torch.equal(state(model), state(other))
+    wrapped = {"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}
+    torch.save(wrapped, tmp_path / "m.pt")
+    assert set(read_state(tmp_path / "m.pt")) == set(model.state_dict())
+    with pytest.raises(InputError, match="does not fit"):
+        load_model(models.build("mlp", 1, 10, 8), tmp_path / "m.safetensors")
+
+
+def test_pickled_checkpoints_are_refused(tmp_path):
+    torch.save(models.SmallCNN(), tmp_path / "whole.pt")
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save({"x": Evil()}, tmp_path / "evil2.pt")
+    (tmp_path / "bad.safetensors").write_bytes(b"\x08\x00")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name in ("whole.pt", "evil.pt", "evil2.pt"):
+        with pytest.raises(InputError, match="refused"):
+            read_state(tmp_path / name)
+    for name in ("bad.safetensors", "list.pt", "missing.pt"):
+        with pytest.raises(InputError):
+            read_state(tmp_path / name)
+
+
+def test_model_factories(digits):
+    for spec in ("cnn", "cnn-gn", "mlp", "vit", "resnet8"):
+        model = models.build(spec, 1, 10, 8, seed=3)
+        assert predict(model, digits[0].inputs[:3]).shape == (3, 10)
+        assert torch.equal(state(model), state(models.build(spec, 1, 10, 8, seed=3)))
+    own = models.build("backdoor_ft.models:SmallCNN", 3, 7, 8)
+    assert own.head.out_features == 7
+    for bad in ("none", "backdoor_ft.models:Nothing", "no.such:thing", "backdoor_ft.models:build"):
+        with pytest.raises((InputError, TypeError)):
+            models.build(bad, 1, 10, 8)
+    with pytest.raises(InputError, match="no linear layer"):
+        models.head_of(nn.Conv2d(1, 1, 1))
