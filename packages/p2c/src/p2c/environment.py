@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 
-def describe(threads: int, packages: tuple[str, ...] = ("torch", "numpy", "scipy")) -> dict[str, Any]:
+def describe(
+    threads: int, packages: tuple[str, ...] = ("torch", "numpy", "scipy")
+) -> dict[str, Any]:
     """Return interpreter, platform, processor, thread count and versions."""
     versions = {}
     for name in ("p2c", *packages):

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one; reading them with clear errors."""
+"""Writing files so that a reader sees the old one or the new one, and reading them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def load_tensors(path: str | Path, name: str = "checkpoint") -> dict[str, Any]:
         ) from None
     except Exception as error:  # a broken archive raises many types; all mean the same
         text = " ".join(str(error).split())[:120]
-        raise InputError(f"{name} = {str(path)!r}: allowed is a checkpoint of p2c; {text}") from None
+        raise InputError(
+            f"{name} = {str(path)!r}: allowed is a checkpoint of p2c; {text}"
+        ) from None
     if not isinstance(state, dict):
         raise InputError(f"{name} = {str(path)!r}: allowed is a checkpoint of p2c")
     return state

@@ -73,7 +73,9 @@ def _java(name: str, gts: list[list[str]], hyps: list[str]) -> float:
     except ImportError:
         raise InputError(f"which = {name!r}: needs pycocoevalcap; pip install p2c[java]") from None
     try:
-        score, _ = Scorer().compute_score(dict(enumerate(gts)), {i: [h] for i, h in enumerate(hyps)})
+        score, _ = Scorer().compute_score(
+            dict(enumerate(gts)), {i: [h] for i, h in enumerate(hyps)}
+        )
     except Exception as error:  # the Java process fails in many ways; the user needs one line
         text = " ".join(str(error).split())[:120]
         raise InputError(f"which = {name!r}: its Java tool failed; {text}") from None

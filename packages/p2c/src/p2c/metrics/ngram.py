@@ -97,7 +97,7 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
 def rouge_l(
     references: Sequence[Sequence[str]], hypotheses: Sequence[str]
 ) -> tuple[float, list[float]]:
-    """Return mean and single ROUGE-L figures (beta 1.2, best precision and recall of the references).
+    """Return mean and single ROUGE-L figures (beta 1.2; best precision, best recall).
 
     Examples
     --------
@@ -197,7 +197,9 @@ class CiderD:
         penalty = self._penalty
         bigrams = max(0, len(words) - 1)
         scale = [
-            penalty[d] if (d := abs(bigrams - length)) < 400 else math.exp(-(d**2) / (2 * self.sigma**2))
+            penalty[d]
+            if (d := abs(bigrams - length)) < 400
+            else math.exp(-(d**2) / (2 * self.sigma**2))
             for length in lengths
         ]
         total = 0.0

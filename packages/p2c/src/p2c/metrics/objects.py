@@ -88,9 +88,7 @@ def novel_f1(
         raise InputError("preds, novel: allowed is at least one caption and one object")
     names = {thing: [thing, *others] for thing, others in novel.items()}
     said = np.array([[mentions(preds[k], n) for n in names.values()] for k in keys])
-    there = np.array(
-        [[any(mentions(r, n) for r in refs[k]) for n in names.values()] for k in keys]
-    )
+    there = np.array([[any(mentions(r, n) for r in refs[k]) for n in names.values()] for k in keys])
     tp, fp, fn = (said & there).sum(0), (said & ~there).sum(0), (~said & there).sum(0)
     f1 = _f1(said, there)
     g = np.random.default_rng(seed)
@@ -106,10 +104,7 @@ def novel_f1(
         dict(zip(things, (tp / np.maximum(tp + fn, 1)).tolist())),
         dict(zip(things, zip(tp.tolist(), fp.tolist(), fn.tolist()))),
         Interval(float(f1.mean()), float(mean[0]), float(mean[1])),
-        {
-            t: Interval(float(v), float(a), float(b))
-            for t, v, a, b in zip(things, f1, low, high)
-        },
+        {t: Interval(float(v), float(a), float(b)) for t, v, a, b in zip(things, f1, low, high)},
     )
 
 
@@ -142,7 +137,9 @@ def object_hallucination(
     return Hallucination(sum(wrong) / max(1, sum(said)), share)
 
 
-def tag_listing(preds: Mapping[object, str], objects: Names, threshold: float = 0.5) -> tuple[float, bool]:
+def tag_listing(
+    preds: Mapping[object, str], objects: Names, threshold: float = 0.5
+) -> tuple[float, bool]:
     """Return the mean share of words that are object names, and whether it looks like a tag list.
 
     F1 rewards a captioner that lists all tags; a sentence spends most of its words elsewhere.
