@@ -59,7 +59,7 @@ def association_probability(
     scale : float
         Factor of the cosines.
     swapped : (batch, dim), optional
-        Paraphrases: the i-th figure is A(v_i, c'_i) with only caption i swapped and all others kept.
+        Paraphrases: the i-th figure is A(v_i, c'_i) with only caption i swapped, all others kept.
 
     Examples
     --------

@@ -7,6 +7,7 @@ before it. Each word is predicted at a [MASK] that stands at its place (Oscar; V
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from .vocabulary import CLS, MASK, PAD, SEP, UNK
 
 @dataclass
 class Memory:
-    """What a captioner knows of a batch of images: keys and values per layer, and the last states."""
+    """What a captioner knows of images: keys and values per layer, and the last states."""
 
     keys: list[Float[Tensor, "batch heads places width"]]
     values: list[Float[Tensor, "batch heads places width"]]
@@ -84,7 +85,8 @@ class _Layer(nn.Module):
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.out(attended.transpose(-3, -2).flatten(-2))
-        return x + self.mlp(self.between(x))
+        out: Tensor = x + self.mlp(self.between(x))
+        return out
 
 
 class TagTransformerCaptioner(nn.Module):
@@ -134,6 +136,11 @@ class TagTransformerCaptioner(nn.Module):
         self.head = nn.Linear(dim, dim)
         self.bias = nn.Parameter(torch.zeros(1))
 
+    def _blocks(self) -> Iterator[_Layer]:
+        for layer in self.layers:
+            assert isinstance(layer, _Layer)
+            yield layer
+
     def encode(
         self,
         tags: Int[Tensor, "batch tags"],
@@ -157,7 +164,7 @@ class TagTransformerCaptioner(nn.Module):
         )
         mask = torch.cat([tags != PAD, region_mask], dim=1)
         keys, values = [], []
-        for layer in self.layers:
+        for layer in self._blocks():
             q, k, v = layer.split(x)
             keys.append(k)
             values.append(v)
@@ -171,7 +178,8 @@ class TagTransformerCaptioner(nn.Module):
         scores = self.head(self.last(states)) @ self.words.weight.T
         ban = torch.zeros(scores.shape[-1], dtype=scores.dtype, device=scores.device)
         ban[[PAD, MASK, CLS, UNK]] = -torch.inf
-        return scores + ban
+        masked: Tensor = scores + ban
+        return masked
 
     def _run(
         self,
@@ -181,9 +189,9 @@ class TagTransformerCaptioner(nn.Module):
         cache: list[tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Run caption places over the memory; all samples of an image share its keys and values."""
-        batch, samples, places, _ = x.shape
+        _, samples, places, _ = x.shape
         kept = []
-        for depth, layer in enumerate(self.layers):
+        for depth, layer in enumerate(self._blocks()):
             q, k, v = layer.split(x)  # batch, samples, heads, places, width
             kept.append((k, v))
             if cache is not None:

@@ -36,6 +36,11 @@ class PipelineConfig:
         How the language model's word is taken.
     policy : "verb", "non-noun" or "all"
         Words that may be rewritten.
+    average : "masked" or "accepted"
+        What the distillation loss is divided by: all masked places, as in the authors' code, or the
+        accepted ones.
+    xe_weight : float
+        Weight of XE on captioned scenes beside the distillation (1 in the authors' code).
     samples : int
         Captions per image in stage 2.
     baseline, normalize
@@ -43,7 +48,9 @@ class PipelineConfig:
     association, coverage, repetition, cider, kl : float
         Weights of the reward terms and of the KL penalty to the stage 1 captioner.
     explore : int
-        How many of the samples start with a prefix that names an uncovered tag.
+        How many of the samples are the greedy caption with an uncovered tag put in.
+    keep_vivo : float
+        Weight of the tag loss that goes on beside XE, so that XE does not undo it.
     recall, confusion : float
         Of the detector.
     ablations : bool
@@ -61,29 +68,32 @@ class PipelineConfig:
     dim: int = 96
     layers: int = 2
     max_length: int = 10
-    lm_steps: int = 250
-    judge_steps: int = 500
-    vivo_steps: int = 250
-    xe_steps: int = 250
-    stage1_steps: int = 100
+    lm_steps: int = 350
+    judge_steps: int = 300
+    vivo_steps: int = 300
+    xe_steps: int = 220
+    stage1_steps: int = 60
     stage2_steps: int = 60
-    lr: float = 2e-3
+    lr: float = 3e-3
     stage1_lr: float = 5e-4
-    stage2_lr: float = 2e-4
-    batch: int = 96
-    rl_batch: int = 64
-    margin: float = 0.1
+    stage2_lr: float = 4e-4
+    batch: int = 80
+    rl_batch: int = 56
+    margin: float = 0.03
     choose: Literal["argmax", "sample"] = "sample"
     policy: Literal["verb", "non-noun", "all"] = "verb"
+    average: Literal["masked", "accepted"] = "accepted"
+    xe_weight: float = 0.3
     samples: int = 5
     baseline: Literal["greedy", "loo", "group"] = "greedy"
     normalize: Literal["sum", "mean"] = "sum"
     association: float = 1.0
     coverage: float = 1.0
     repetition: float = 1.0
-    cider: float = 0.1
+    cider: float = 0.03
     kl: float = 0.0
-    explore: int = 0
+    explore: int = 2
+    keep_vivo: float = 0.5
     recall: float = 0.9
     confusion: float = 0.05
     ablations: bool = True
@@ -108,6 +118,10 @@ class PipelineConfig:
             self.baseline,
             "greedy, loo, group",
         )
+        require(
+            self.average in ("masked", "accepted"), "average", self.average, "masked or accepted"
+        )
+        require(self.judged >= 2, "judged", self.judged, "at least 2")
         require(self.normalize in ("sum", "mean"), "normalize", self.normalize, "sum or mean")
 
     @classmethod
@@ -137,8 +151,12 @@ class PipelineConfig:
             "paper-text": {"coverage": 1.0, "cider": 1.0},
             "official-script": {
                 "coverage": 0.0,
+                "explore": 0,
                 "cider": 1.0,
                 "choose": "argmax",
+                "margin": 0.1,
+                "average": "masked",
+                "xe_weight": 1.0,
                 "normalize": "mean",
             },
         }

@@ -1,4 +1,4 @@
-"""Files of the field: COCO and nocaps captions, tags as JSON lines, VinVL features as TSV, images."""
+"""Files: COCO and nocaps captions, tags as JSON lines, VinVL features as TSV, images."""
 
 from __future__ import annotations
 

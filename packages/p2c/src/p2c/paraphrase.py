@@ -86,7 +86,8 @@ class SmallMaskedLM(nn.Module):
         scores = self.head(self.body(x, src_key_padding_mask=blind)) @ self.words.weight.T
         ban = torch.zeros(scores.shape[-1], dtype=scores.dtype, device=scores.device)
         ban[[PAD, MASK, CLS, SEP, UNK]] = -torch.inf
-        return scores + ban
+        allowed: Tensor = scores + ban
+        return allowed
 
     def loss(
         self, ids: Int[Tensor, "batch length"], generator: torch.Generator, rate: float = 0.25

@@ -93,6 +93,7 @@ class Pipeline:
     def __init__(self, config: PipelineConfig) -> None:
         self.config = config
         self.vocabulary = world_vocabulary()
+        self.nouns = [*NAMES, *(s for names in SYNONYMS.values() for s in names)]
         self.state: dict[str, Any] = {}
         self.checkpoint: Path | None = None
 
@@ -105,7 +106,7 @@ class Pipeline:
 
     def _prepare(self) -> None:
         c = self.config
-        noise = {"recall": c.recall, "confusion": c.confusion}
+        noise: dict[str, Any] = {"recall": c.recall, "confusion": c.confusion}
         self.paired = make_scenes(c.paired, c.seed * 10 + 1, references=3, **noise)
         check_held_out([r for refs in self.paired.references for r in refs])
         mix = (0.3, 0.4, 0.3)
@@ -146,7 +147,7 @@ class Pipeline:
         net: nn.Module,
         steps: int,
         lr: float,
-        loss_of: Callable[[torch.Generator], Tensor],
+        loss_of: Callable[[torch.Generator], Tensor] | None,
         say: Say,
         *,
         cosine: bool = True,
@@ -157,6 +158,7 @@ class Pipeline:
         if stage in done:
             net.load_state_dict(done[stage]["net"])
             return
+        assert loss_of is not None
         begin = time.perf_counter()
         parameters = [p for p in net.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.01)
@@ -253,14 +255,12 @@ class Pipeline:
             self._xe("XE", plain, say)
             self._record("XE", plain)
         net = self._captioner()
-        tags, regions = self.data["unpaired"]
 
         def vivo(g: torch.Generator) -> Tensor:
-            index = self._pick(c.unpaired, c.batch, g)
-            return vivo_loss(net, tags[index], regions[index], g)
+            return self._vivo_batch(net, g)
 
         self._train("VIVO", net, c.vivo_steps, c.lr, vivo, say)
-        self._xe("VIVO + XE", net, say)
+        self._xe("VIVO + XE", net, say, vivo=c.keep_vivo > 0)
         self._record("VIVO + XE", net)
         self._stage1(net, say)
         self._record("stage 1", net)
@@ -291,22 +291,9 @@ class Pipeline:
             self._init(name)
             net = SmallAssociation(words, c.max_length + 2, c.dim, width, layers)
             setattr(self, name, net)
+            loss = None
             if name not in self.state.get("done", {}):
-                stream = make_scenes(
-                    c.judged, c.seed * 10 + offset, (0.55, 0.35, 0.1), rich=0.75, style=style
-                )
-                texts = [refs[0] for refs in stream.references]
-                ids = self.vocabulary.encode_all(texts, c.max_length + 2)
-
-                def loss(
-                    g: torch.Generator,
-                    net: SmallAssociation = net,
-                    images: Tensor = stream.images,
-                    ids: Tensor = ids,
-                ) -> Tensor:
-                    index = self._pick(c.judged, c.batch, g)
-                    return net.loss(images[index], ids[index])
-
+                loss = self._contrast(net, c.seed * 10 + offset, style)
             self._train(name, net, c.judge_steps, 1.5e-3, loss, say)
         self.judge: SmallAssociation
         self.evaluator: SmallAssociation
@@ -316,16 +303,40 @@ class Pipeline:
                 "unpaired": self.judge.encode_image(self.unpaired.images),
             }
 
+    def _contrast(
+        self, net: SmallAssociation, seed: int, style: int
+    ) -> Callable[[torch.Generator], Tensor]:
+        """Return the contrastive loss over a stream of scenes of its own, twins side by side."""
+        c = self.config
+        stream = make_scenes(c.judged, seed, (0.55, 0.35, 0.1), rich=1.0, style=style, twins=True)
+        texts = [refs[0] for refs in stream.references]
+        ids = self.vocabulary.encode_all(texts, c.max_length + 2)
+
+        def loss(g: torch.Generator) -> Tensor:
+            first = 2 * self._pick(c.judged // 2, c.batch // 2, g)
+            index = torch.cat([first, first + 1])
+            return net.loss(stream.images[index], ids[index])
+
+        return loss
+
+    def word_vectors(self) -> Tensor:
+        """Return the language model's word vectors, centred, of length 1."""
+        words = self.lm.words.weight.detach()
+        return nn.functional.normalize(words - words.mean(0), dim=-1)
+
     def _captioner(self) -> TagTransformerCaptioner:
         self._init("captioner")
         c = self.config
-        return TagTransformerCaptioner(
-            self.lm.words.weight.detach(), FEATURES, c.layers, 4, c.max_length
-        )
+        return TagTransformerCaptioner(2 * self.word_vectors(), FEATURES, c.layers, 4, c.max_length)
 
     def _batch(self, name: str, index: Tensor) -> Batch:
         tags, regions = self.data[name]
         return Batch(tags[index], regions[index], self.vectors[name][index], index.tolist())
+
+    def _vivo_batch(self, net: TagTransformerCaptioner, g: torch.Generator) -> Tensor:
+        tags, regions = self.data["unpaired"]
+        index = self._pick(self.config.unpaired, self.config.batch, g)
+        return vivo_loss(net, tags[index], regions[index], g)
 
     def _xe_batch(
         self, net: TagTransformerCaptioner, g: torch.Generator, size: int, *, tags: bool = True
@@ -336,18 +347,26 @@ class Pipeline:
         which = torch.randint(self.refs.shape[1], (len(index),), generator=g)
         return xe_loss(net, net.encode(seen, regions[index]), self.refs[index, which])
 
-    def _xe(self, stage: str, net: TagTransformerCaptioner, say: Say, *, tags: bool = True) -> None:
+    def _xe(
+        self,
+        stage: str,
+        net: TagTransformerCaptioner,
+        say: Say,
+        *,
+        tags: bool = True,
+        vivo: bool = False,
+    ) -> None:
         c = self.config
 
         def loss(g: torch.Generator) -> Tensor:
-            return self._xe_batch(net, g, c.batch, tags=tags)
+            total = self._xe_batch(net, g, c.batch, tags=tags)
+            return total + c.keep_vivo * self._vivo_batch(net, g) if vivo else total
 
         self._train(stage, net, c.xe_steps, c.lr, loss, say)
 
     def paraphraser(self) -> MaskedLMParaphraser:
         """Return the proposer of stage 1."""
-        nouns = [*NAMES, *(s for names in SYNONYMS.values() for s in names)]
-        tagger = lexicon_tagger({*RICH_VERBS, GENERIC}, nouns)
+        tagger = lexicon_tagger({*RICH_VERBS, GENERIC}, self.nouns)
         c = self.config
         return MaskedLMParaphraser(
             self.lm, self.vocabulary, tagger, policy=c.policy, choose=c.choose
@@ -355,7 +374,7 @@ class Pipeline:
 
     def _stage1(self, net: TagTransformerCaptioner, say: Say) -> None:
         c = self.config
-        distil = Distillation(self.paraphraser(), self.judge, c.margin)
+        distil = Distillation(self.paraphraser(), self.judge, c.margin, c.average)
         if "stage 1" not in self.state["done"] and self.state.get("stage") != "stage 1":
             self.state["proposals"] = [vars(a) for a in self._proposals(net, distil)]
         self.result.paraphrases = [Accepted(**a) for a in self.state.get("proposals", [])]
@@ -363,7 +382,7 @@ class Pipeline:
         def loss(g: torch.Generator) -> Tensor:
             index = self._pick(c.unpaired, c.rl_batch, g)
             teach = distil.loss(net, self._batch("unpaired", index), g)
-            return (teach + self._xe_batch(net, g, c.rl_batch)) / 2
+            return (teach + c.xe_weight * self._xe_batch(net, g, c.rl_batch)) / 2
 
         self._train("stage 1", net, c.stage1_steps, c.stage1_lr, loss, say, cosine=False)
 
@@ -402,13 +421,13 @@ class Pipeline:
         names = ("association", "coverage", "repetition", "cider")
         stage = SelfParaphrase(
             self.judge,
-            WordCosines(self.lm.words.weight),
+            WordCosines(self.word_vectors()),
             CiderD(dict(enumerate(words))),
             {name: float(getattr(c, name)) for name in names},
             SCSTLoss(c.baseline, c.normalize),
             c.samples,
             c.explore,
-            self.vocabulary.index["a"],
+            frozenset(self.vocabulary.index[n] for n in self.nouns),
             c.kl,
             copy.deepcopy(net).requires_grad_(False) if c.kl else None,
         )

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .errors import InputError, require
-from .world import GENERIC, HELD_OUT, THINGS, Event, describe_event, draw_event
+from .world import GENERIC, HELD_OUT, THINGS, Event, describe_event, draw_event, twin_event
 
 SIZE, CROP = 48, 24
 _BY_WORD = {t.word: t for t in THINGS}
@@ -139,6 +139,7 @@ def make_scenes(
     recall: float = 0.9,
     confusion: float = 0.05,
     font: str | None = None,
+    twins: bool = False,
 ) -> Scenes:
     """Render scenes.
 
@@ -154,6 +155,9 @@ def make_scenes(
         Captions per scene and their template family.
     recall, confusion : float
         Of the detector: found objects, and labels taken for another of the same kind.
+    twins : bool
+        Every second scene shows the objects of the one before it in another relation or pose, so
+        that a contrastive model has to look at more than the objects.
     font : str, optional
         Another colour font, as an unseen style.
 
@@ -169,10 +173,14 @@ def make_scenes(
     art = sprites(font)
     seen = [t for t in THINGS if t.word not in HELD_OUT]
     held = [t for t in THINGS if t.word in HELD_OUT]
-    rows, tags, refs, events, domains = [], [], [], [], []
+    rows, tags, refs, domains = [], [], [], []
+    events: list[Event] = []
     for _ in range(count):
         many = int(g.choice(3, p=novel))
         event = draw_event(g, seen, held, many)
+        if twins and len(events) % 2:
+            event = twin_event(g, events[-1])
+            many = sum(t.word in HELD_OUT for t in (event.first, event.second))
         rows.append(render(g, event, art))
         labels = []
         for thing in (event.first, event.second):
@@ -214,9 +222,9 @@ def make_corpus(count: int, seed: int) -> list[str]:
 class RegionFeaturizer:
     """Principal components of region pixels, fitted on images without captions, plus the box."""
 
-    mean: Float[Tensor, "pixels"]
+    mean: Float[Tensor, pixels]
     basis: Float[Tensor, "pixels components"]
-    spread: Float[Tensor, "components"]
+    spread: Float[Tensor, components]
 
     @classmethod
     def fit(cls, crops: Float[Tensor, "scenes 2 pixels"], components: int = 64) -> RegionFeaturizer:

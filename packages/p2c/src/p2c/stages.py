@@ -72,7 +72,7 @@ def xe_loss(
 ) -> Float[Tensor, ""]:
     """Masked-token cross-entropy under the causal mask, at every place of every caption.
 
-    The authors mask 15 % of the tokens; predicting each place at a [MASK] of its own in one pass has
+    The authors mask 15 % of the tokens; predicting each place at its own [MASK] in one pass has
     the same expectation with every earlier word visible, and no variance from the choice.
     """
     logits = captioner.masked_logits(memory, ids[:, None])[:, 0]
@@ -165,9 +165,9 @@ class SelfParaphrase:
     scst : SCSTLoss
         Gradient estimator.
     samples, explore : int
-        Samples per image; how many of them start with an uncovered tag's name ("a TAG ...").
-    article : int
-        Number of the word that a seeded sample begins with.
+        Samples per image; how many of them are the greedy caption with an uncovered tag.
+    nouns : set of int
+        Words whose place a tag may take in a seeded sample.
     kl : float
         Weight of the KL penalty to ``reference``.
     """
@@ -179,7 +179,7 @@ class SelfParaphrase:
     scst: SCSTLoss
     samples: int = 5
     explore: int = 0
-    article: int = 5
+    nouns: frozenset[int] = frozenset()
     kl: float = 0.0
     reference: TagTransformerCaptioner | None = None
     log: RewardSum = field(init=False)
@@ -220,16 +220,24 @@ class SelfParaphrase:
         return found
 
     def _seeds(
-        self, greedy: Int[Tensor, "batch length"], batch: Batch
-    ) -> Int[Tensor, "batch samples prefix"] | None:
-        """Return prefixes for tags that greedy captions leave out: exploration by seeded starts."""
+        self, greedy: Int[Tensor, "batch length"], batch: Batch, generator: torch.Generator
+    ) -> Int[Tensor, "batch samples length"] | None:
+        """Return greedy captions with an uncovered tag in the place of a noun that is no tag.
+
+        Sampling never finds a word whose probability is next to nothing; the judge says whether the
+        seeded caption is better, and only then it is learnt.
+        """
         if not self.explore:
             return None
-        forced = torch.zeros(len(greedy), self.samples, 2, dtype=torch.long)
+        forced = torch.zeros(len(greedy), self.samples, greedy.shape[1], dtype=torch.long)
+        draws = torch.rand(len(greedy), self.samples, generator=generator).tolist()
         for row, (line, tags) in enumerate(zip(greedy.tolist(), batch.tags.tolist())):
             missing = [t for t in tags if t > UNK and t not in line]
-            for k in range(self.explore if missing else 0):
-                forced[row, k, 0], forced[row, k, 1] = self.article, missing[k % len(missing)]
+            places = [i for i, w in enumerate(line) if w in self.nouns and w not in tags]
+            for k in range(self.explore if missing and places else 0):
+                seeded = list(line)
+                seeded[places[int(draws[row][k] * len(places))]] = missing[k % len(missing)]
+                forced[row, k] = torch.tensor(seeded)
         return forced
 
     def half(
@@ -242,7 +250,7 @@ class SelfParaphrase:
         """Return the loss of one half-batch: unpaired images, or captioned ones."""
         memory = batch.encode(captioner)
         greedy = captioner.generate(memory, greedy=True).ids
-        forced = None if paired else self._seeds(greedy[:, 0], batch)
+        forced = None if paired else self._seeds(greedy[:, 0], batch, generator)
         drawn: Captions = captioner.generate(
             memory, self.samples, generator=generator, forced=forced
         )
@@ -253,10 +261,7 @@ class SelfParaphrase:
         there = drawn.ids != PAD
         if forced is not None:  # a seeded caption is a demonstration: it may only be encouraged
             seeded = (forced != PAD).any(-1)
-            low = torch.minimum(rewards, base[:, None])
-            rewards = torch.where(
-                seeded & (rewards < base[:, None]), low * 0 + base[:, None], rewards
-            )
+            rewards = torch.where(seeded, torch.maximum(rewards, base[:, None]), rewards)
         loss = self.scst(logs, there, rewards, base)
         if self.kl and self.reference is not None:
             with torch.no_grad():

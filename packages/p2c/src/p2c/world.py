@@ -11,18 +11,19 @@ import numpy as np
 from .vocabulary import Vocabulary
 
 _ANIMALS = (
-    "🐶 dog, 🐱 cat, 🐴 horse, 🐮 cow, 🐷 pig, 🐭 mouse, 🐰 rabbit, 🦊 fox, 🐻 bear, 🐼 panda, 🐯 tiger, "
-    "🦁 lion, 🐵 monkey, 🐔 chicken, 🐧 penguin, 🦉 owl, 🐸 frog, 🐢 turtle, 🐘 elephant, 🦒 giraffe, "
-    "🐑 sheep, 🦆 duck, 🦓 zebra"
+    "🐶 dog, 🐱 cat, 🐴 horse, 🐮 cow, 🐷 pig, 🐭 mouse, 🐰 rabbit, 🦊 fox, 🐻 bear, "
+    "🐼 panda, 🐯 tiger, 🦁 lion, 🐵 monkey, 🐔 chicken, 🐧 penguin, 🦉 owl, "
+    "🐸 frog, 🐢 turtle, 🐘 elephant, 🦒 giraffe, 🐑 sheep, 🦆 duck, 🦓 zebra"
 )
 _VEHICLES = (
-    "🚗 car, 🚕 taxi, 🚚 truck, 🚜 tractor, 🚲 bicycle, 🚂 train, ⛵ boat, 🚑 ambulance, 🚁 helicopter, "
-    "🚀 rocket, 🚌 bus"
+    "🚗 car, 🚕 taxi, 🚚 truck, 🚜 tractor, 🚲 bicycle, 🚂 train, ⛵ boat, "
+    "🚑 ambulance, 🚁 helicopter, 🚀 rocket, 🚌 bus"
 )
 _THINGS = (
-    "🍎 apple, 🍌 banana, 🍇 grapes, 🍉 melon, 🍔 burger, 🍩 donut, 🎂 cake, 🪑 chair, 🛏️ bed, 📺 television, "
-    "📷 camera, ⏰ clock, 📚 books, ⚽ ball, 🎸 guitar, 🎩 hat, ☂️ umbrella, 🔑 key, 🏆 trophy, 🪣 bucket, "
-    "🎁 gift, 🥕 carrot, 🍾 bottle, 🛋️ couch, 🍕 pizza, 🏸 racket, 🧳 suitcase, 📻 radio"
+    "🍎 apple, 🍌 banana, 🍇 grapes, 🍉 melon, 🍔 burger, 🍩 donut, 🎂 cake, "
+    "🪑 chair, 🛏️ bed, 📺 television, 📷 camera, ⏰ clock, 📚 books, ⚽ ball, "
+    "🎸 guitar, 🎩 hat, ☂️ umbrella, 🔑 key, 🏆 trophy, 🪣 bucket, 🎁 gift, "
+    "🥕 carrot, 🍾 bottle, 🛋️ couch, 🍕 pizza, 🏸 racket, 🧳 suitcase, 📻 radio"
 )
 HELD_OUT = ("bottle", "bus", "couch", "pizza", "racket", "suitcase", "zebra", "radio")
 SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -58,7 +59,7 @@ class Thing:
 
 
 def _parse(text: str, kind: str) -> list[Thing]:
-    return [Thing(*reversed(part.split()), kind) for part in text.split(", ")]
+    return [Thing(w, e, kind) for e, w in (part.split() for part in text.split(", "))]
 
 
 THINGS: tuple[Thing, ...] = (
@@ -108,6 +109,14 @@ def draw_event(
         pair.reverse()
     relation = list(RELATIONS)[g.integers(len(RELATIONS))]
     return Event(pair[0], pair[1], relation, bool(g.random() < 0.35))
+
+
+def twin_event(g: np.random.Generator, event: Event) -> Event:
+    """Return the same objects in another pose or, half of the time, in another relation."""
+    if g.random() < 0.5:
+        return Event(event.first, event.second, event.relation, not event.tilted)
+    others = [r for r in RELATIONS if r != event.relation]
+    return Event(event.first, event.second, others[g.integers(len(others))], event.tilted)
 
 
 def _noun(g: np.random.Generator, thing: Thing) -> str:

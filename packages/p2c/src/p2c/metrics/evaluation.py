@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..errors import InputError, require
 from ..vocabulary import tokenize
@@ -13,8 +14,8 @@ METRICS = ("bleu", "rouge_l", "cider", "meteor", "spice")
 
 
 def evaluate(
-    preds: Mapping[object, str],
-    refs: Mapping[object, Sequence[str]],
+    preds: Mapping[Any, str],
+    refs: Mapping[Any, Sequence[str]],
     which: Sequence[str] = ("bleu", "rouge_l", "cider"),
 ) -> dict[str, float]:
     """Return corpus metrics of captions against references.
@@ -83,9 +84,9 @@ def _java(name: str, gts: list[list[str]], hyps: list[str]) -> float:
 
 
 def domain_table(
-    preds: Mapping[object, str],
-    refs: Mapping[object, Sequence[str]],
-    domains: Mapping[object, str],
+    preds: Mapping[Any, str],
+    refs: Mapping[Any, Sequence[str]],
+    domains: Mapping[Any, str],
     which: Sequence[str] = ("cider",),
 ) -> dict[str, dict[str, float]]:
     """Return metrics for each domain (in, near, out) and over all images, as nocaps does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,8 +58,8 @@ def _f1(said: np.ndarray, there: np.ndarray) -> np.ndarray:
 
 
 def novel_f1(
-    preds: Mapping[object, str],
-    refs: Mapping[object, Sequence[str]],
+    preds: Mapping[Any, str],
+    refs: Mapping[Any, Sequence[str]],
     novel: Names,
     seed: int = 0,
     resamples: int = 500,
@@ -117,7 +118,7 @@ class Hallucination:
 
 
 def object_hallucination(
-    preds: Mapping[object, str], truth: Mapping[object, Collection[str]], objects: Names
+    preds: Mapping[Any, str], truth: Mapping[Any, Collection[str]], objects: Names
 ) -> Hallucination:
     """Return the share of named objects, and of captions, that name an absent object.
 
@@ -138,7 +139,7 @@ def object_hallucination(
 
 
 def tag_listing(
-    preds: Mapping[object, str], objects: Names, threshold: float = 0.5
+    preds: Mapping[Any, str], objects: Names, threshold: float = 0.5
 ) -> tuple[float, bool]:
     """Return the mean share of words that are object names, and whether it looks like a tag list.
 
