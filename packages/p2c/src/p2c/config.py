@@ -68,29 +68,29 @@ class PipelineConfig:
     dim: int = 96
     layers: int = 2
     max_length: int = 10
-    lm_steps: int = 350
+    lm_steps: int = 320
     judge_steps: int = 300
     vivo_steps: int = 300
     xe_steps: int = 220
     stage1_steps: int = 60
-    stage2_steps: int = 60
+    stage2_steps: int = 55
     lr: float = 3e-3
     stage1_lr: float = 5e-4
     stage2_lr: float = 4e-4
     batch: int = 80
-    rl_batch: int = 56
-    margin: float = 0.03
+    rl_batch: int = 48
+    margin: float = 0.1
     choose: Literal["argmax", "sample"] = "sample"
     policy: Literal["verb", "non-noun", "all"] = "verb"
     average: Literal["masked", "accepted"] = "accepted"
-    xe_weight: float = 0.3
+    xe_weight: float = 1.0
     samples: int = 5
     baseline: Literal["greedy", "loo", "group"] = "greedy"
     normalize: Literal["sum", "mean"] = "sum"
     association: float = 1.0
     coverage: float = 1.0
     repetition: float = 1.0
-    cider: float = 0.03
+    cider: float = 0.1
     kl: float = 0.0
     explore: int = 2
     keep_vivo: float = 0.5
@@ -121,7 +121,6 @@ class PipelineConfig:
         require(
             self.average in ("masked", "accepted"), "average", self.average, "masked or accepted"
         )
-        require(self.judged >= 2, "judged", self.judged, "at least 2")
         require(self.normalize in ("sum", "mean"), "normalize", self.normalize, "sum or mean")
 
     @classmethod
@@ -154,9 +153,7 @@ class PipelineConfig:
                 "explore": 0,
                 "cider": 1.0,
                 "choose": "argmax",
-                "margin": 0.1,
                 "average": "masked",
-                "xe_weight": 1.0,
                 "normalize": "mean",
             },
         }

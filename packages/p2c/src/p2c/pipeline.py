@@ -306,15 +306,14 @@ class Pipeline:
     def _contrast(
         self, net: SmallAssociation, seed: int, style: int
     ) -> Callable[[torch.Generator], Tensor]:
-        """Return the contrastive loss over a stream of scenes of its own, twins side by side."""
+        """Return the contrastive loss over a stream of scenes of its own."""
         c = self.config
-        stream = make_scenes(c.judged, seed, (0.55, 0.35, 0.1), rich=1.0, style=style, twins=True)
+        stream = make_scenes(c.judged, seed, (0.55, 0.35, 0.1), rich=1.0, style=style)
         texts = [refs[0] for refs in stream.references]
         ids = self.vocabulary.encode_all(texts, c.max_length + 2)
 
         def loss(g: torch.Generator) -> Tensor:
-            first = 2 * self._pick(c.judged // 2, c.batch // 2, g)
-            index = torch.cat([first, first + 1])
+            index = self._pick(c.judged, c.batch, g)
             return net.loss(stream.images[index], ids[index])
 
         return loss

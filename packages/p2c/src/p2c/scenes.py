@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .errors import InputError, require
-from .world import GENERIC, HELD_OUT, THINGS, Event, describe_event, draw_event, twin_event
+from .world import GENERIC, HELD_OUT, THINGS, Event, describe_event, draw_event
 
 SIZE, CROP = 48, 24
 _BY_WORD = {t.word: t for t in THINGS}
@@ -139,7 +139,6 @@ def make_scenes(
     recall: float = 0.9,
     confusion: float = 0.05,
     font: str | None = None,
-    twins: bool = False,
 ) -> Scenes:
     """Render scenes.
 
@@ -155,9 +154,6 @@ def make_scenes(
         Captions per scene and their template family.
     recall, confusion : float
         Of the detector: found objects, and labels taken for another of the same kind.
-    twins : bool
-        Every second scene shows the objects of the one before it in another relation or pose, so
-        that a contrastive model has to look at more than the objects.
     font : str, optional
         Another colour font, as an unseen style.
 
@@ -178,9 +174,6 @@ def make_scenes(
     for _ in range(count):
         many = int(g.choice(3, p=novel))
         event = draw_event(g, seen, held, many)
-        if twins and len(events) % 2:
-            event = twin_event(g, events[-1])
-            many = sum(t.word in HELD_OUT for t in (event.first, event.second))
         rows.append(render(g, event, art))
         labels = []
         for thing in (event.first, event.second):

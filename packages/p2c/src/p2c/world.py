@@ -111,14 +111,6 @@ def draw_event(
     return Event(pair[0], pair[1], relation, bool(g.random() < 0.35))
 
 
-def twin_event(g: np.random.Generator, event: Event) -> Event:
-    """Return the same objects in another pose or, half of the time, in another relation."""
-    if g.random() < 0.5:
-        return Event(event.first, event.second, event.relation, not event.tilted)
-    others = [r for r in RELATIONS if r != event.relation]
-    return Event(event.first, event.second, others[g.integers(len(others))], event.tilted)
-
-
 def _noun(g: np.random.Generator, thing: Thing) -> str:
     names = (thing.word, *SYNONYMS.get(thing.word, ()))
     return names[0] if len(names) == 1 or g.random() < 0.8 else names[1]
