@@ -30,7 +30,7 @@ class SCSTLoss:
     >>> log_prob = torch.tensor([[[-1.0, -2.0], [-0.5, 0.0]]], requires_grad=True)
     >>> there = torch.tensor([[[True, True], [True, False]]])
     >>> loss = SCSTLoss("loo")(log_prob, there, torch.tensor([[1.0, 0.0]]))
-    >>> float(loss)
+    >>> loss.item()
     1.25
     """
 

@@ -140,8 +140,8 @@ class CiderD:
     Examples
     --------
     >>> refs = {0: ["a zebra near a bus"], 1: ["a pizza on a couch"]}
-    >>> [round(x, 3) for x in CiderD(refs).scores([0, 1, 1], ["a zebra near a bus", "a pizza", ""])]
-    [10.0, 0.975, 0.0]
+    >>> CiderD(refs).scores([0, 1, 1], ["a zebra near a bus", "a pizza", ""]).round(3).tolist()
+    [10.0, 2.377, 0.0]
     """
 
     def __init__(
