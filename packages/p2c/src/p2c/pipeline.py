@@ -308,7 +308,7 @@ class Pipeline:
     ) -> Callable[[torch.Generator], Tensor]:
         """Return the contrastive loss over a stream of scenes of its own."""
         c = self.config
-        stream = make_scenes(c.judged, seed, (0.55, 0.35, 0.1), rich=1.0, style=style)
+        stream = make_scenes(c.judged, seed, (0.55, 0.35, 0.1), rich=0.75, style=style)
         texts = [refs[0] for refs in stream.references]
         ids = self.vocabulary.encode_all(texts, c.max_length + 2)
 
