@@ -176,7 +176,9 @@ def write_run_report(
         out / "report.html",
         "Objects that no caption taught",
         "Scenes drawn from emoji art. Captions teach other objects with one generic verb; eight "
-        "objects come with detector tags only, specific verbs only in the text corpus.",
+        "objects come with detector tags only, specific verbs only in the text corpus. "
+        "Art: OpenMoji, "
+        "CC BY-SA 4.0.",
         sections,
         flags_of(arms),
         threads,
