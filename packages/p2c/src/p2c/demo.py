@@ -59,20 +59,26 @@ def run_demo(out: Path, seed: int, say: Say) -> dict[str, Any]:
             how,
         ),
     ]
-    for stage, figure in (
-        ("stage 1", "true verb"),
-        ("stage 2", "evaluator retrieves the scene"),
-    ):
-        _, before, after, gain, p = tests[f"{stage}: {figure}"]
+    for key, (_, before, _, gain, p) in tests.items():
+        stage, _, figure = key.partition(": ")
         claims.append(
             _claim(
                 f"{stage} gains over {before}: {figure}",
                 "each stage improves captions",
                 f"gain {gain}, one-sided p = {p:.4f}",
                 p < 0.01,
-                f"paired bootstrap over scenes, a figure that was no reward ({after}); {how}",
+                f"paired bootstrap over scenes, a figure that was no reward; {how}",
             )
         )
+    claims.append(
+        _claim(
+            f"{stage} gains over {before}: {figure}",
+            "each stage improves captions",
+            f"gain {gain}, one-sided p = {p:.4f}",
+            p < 0.01,
+            f"paired bootstrap over scenes, a figure that was no reward ({after}); {how}",
+        )
+    )
     claims.append(
         _claim(
             "scenes with known objects are described no worse",
