@@ -1,0 +1,49 @@
+"""Caption objects that no caption ever taught, by paraphrasing (P2C, NeurIPS 2022)."""
+
+from . import metrics
+from .association import (
+    AssociationModel,
+    HFAssociation,
+    SmallAssociation,
+    association_probability,
+    swap_gate,
+)
+from .captioner import Captioner, Captions, TagTransformerCaptioner
+from .config import PipelineConfig
+from .decode import beam_search, constrained_beam
+from .errors import InputError, NotFiniteError
+from .hf import HFCaptioner
+from .paraphrase import MaskedLMParaphraser, SmallMaskedLM
+from .pipeline import Pipeline, PipelineResult
+from .rewards import RewardSum, WordCosines
+from .rl import SCSTLoss
+from .stages import Distillation, SelfParaphrase
+from .vocabulary import Vocabulary
+
+__all__ = [
+    "AssociationModel",
+    "Captioner",
+    "Captions",
+    "Distillation",
+    "HFAssociation",
+    "HFCaptioner",
+    "InputError",
+    "MaskedLMParaphraser",
+    "NotFiniteError",
+    "Pipeline",
+    "PipelineConfig",
+    "PipelineResult",
+    "RewardSum",
+    "SCSTLoss",
+    "SelfParaphrase",
+    "SmallAssociation",
+    "SmallMaskedLM",
+    "TagTransformerCaptioner",
+    "Vocabulary",
+    "WordCosines",
+    "association_probability",
+    "beam_search",
+    "constrained_beam",
+    "metrics",
+    "swap_gate",
+]

@@ -1,0 +1,378 @@
+"""Command line."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+import yaml
+from cyclopts import Parameter
+
+from .errors import InputError, NotFiniteError, require
+
+app = cyclopts.App(
+    name="p2c",
+    version=version("p2c"),
+    help_format="markdown",
+    suppress_keyboard_interrupt=False,
+    help="Caption objects that no caption ever taught, by paraphrasing.",
+    help_epilogue="""Examples:
+
+    - `p2c demo --out out/`
+    - `p2c pipeline --preset tiny --out run/`
+    - `p2c pipeline --config run.yaml --out run/ --resume`
+    - `p2c evaluate preds.json --refs refs.json --novel novel.yaml --html report.html`
+    - `p2c caption picture.png --checkpoint run/captioner.pt --tags zebra,bus --constrain zebra`
+    - `p2c ablate --grid association,coverage,repetition --out ablation/`
+    - `p2c data make --count 100 --out scenes/`
+
+    Exit codes: 0 success, 2 bad input, 3 the computation says no, 130 Ctrl-C.
+    """,
+)
+data_app = cyclopts.App(name="data", help="Make and check scenes.")
+app.command(data_app)
+
+
+def _say(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+
+@app.command
+def demo(*, out: Path, seed: int = 0) -> None:
+    """Run the tiny preset end to end; write result.json and report.html.
+
+    Example: `p2c demo --out out/`
+
+    Parameters
+    ----------
+    out
+        Folder for the results.
+    seed
+        Of everything.
+    """
+    from .demo import run_demo
+
+    result = run_demo(out, seed, _say)
+    for claim in result["claims"]:
+        word = {True: "yes", False: "no", None: "shown"}[claim["met"]]
+        print(f"[{word}] {claim['name']}: {claim['measured']}")
+    print(f"report: {out / 'report.html'}")
+
+
+@app.command
+def pipeline(
+    *,
+    out: Path,
+    preset: str | None = None,
+    config: Path | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Train every stage; write captions, captioner.pt, run.json, report.html and a checkpoint.
+
+    Example: `p2c pipeline --preset small --out run/`
+
+    Parameters
+    ----------
+    out
+        Folder for the results.
+    preset
+        tiny, small, paper-text or official-script.
+    config
+        YAML file with settings, instead of a preset.
+    seed
+        Instead of the configuration's.
+    resume
+        Go on from the checkpoint in `out`; the result is the same, bit for bit.
+    """
+    from .config import PipelineConfig
+    from .files import save_tensors, write_json
+    from .formats import write_predictions
+    from .pipeline import Pipeline
+    from .report import write_run_report
+    from .summary import summarize
+
+    require(preset is None or config is None, "preset", preset, "either --preset or --config")
+    settings = (
+        PipelineConfig.from_yaml(config) if config else PipelineConfig.preset(preset or "tiny")
+    )
+    if seed is not None:
+        settings = settings.with_(seed=seed)
+    run = Pipeline(settings)
+    result = run.run(out, resume=resume, say=_say)
+    for arm, captions in result.captions.items():
+        name = arm.replace(" + ", "_").replace(" ", "_")
+        write_predictions(out / f"captions_{name}.json", dict(enumerate(captions)))
+    arms = summarize(result)
+    assert result.captioner is not None
+    featurizer = {k: getattr(run.featurizer, k) for k in ("mean", "basis", "spread")}
+    state = {
+        "captioner": result.captioner.state_dict(),
+        "featurizer": featurizer,
+        "config": settings.as_dict(),
+    }
+    save_tensors(out / "captioner.pt", state)
+    write_json(
+        out / "run.json",
+        {
+            "config": settings.as_dict(),
+            "seconds": result.seconds,
+            "rewards": result.curves["rewards"],
+            "novel_f1": {k: a.novel.macro.value for k, a in arms.items()},
+            "cider": {k: a.cider for k, a in arms.items()},
+        },
+    )
+    write_run_report(out, result, arms)
+    for title, arm_ in arms.items():
+        print(f"{title}: novel F1 {arm_.novel.macro}, CIDEr in {arm_.cider.get('in', 0):.2f}")
+
+
+@app.command
+def evaluate(
+    preds: Path,
+    /,
+    *,
+    refs: Path,
+    novel: Path | None = None,
+    metrics: str = "bleu,rouge_l,cider",
+    html: Path | None = None,
+) -> None:
+    """Score captions against references.
+
+    Example: `p2c evaluate preds.json --refs refs.json --novel novel.yaml`
+
+    Parameters
+    ----------
+    preds
+        COCO results: a list of image_id and caption.
+    refs
+        COCO or nocaps captions, or {id: [captions]}.
+    novel
+        YAML mapping from an object to its other names.
+    metrics
+        Of bleu, rouge_l, cider, meteor, spice (the last two need Java).
+    html
+        Also write a page.
+    """
+    from .formats import read_predictions, read_references
+    from .metrics import domain_table, novel_f1, tag_listing
+    from .report import Section, write_report
+
+    found = read_predictions(preds)
+    references, domains = read_references(refs)
+    which = [m for m in metrics.split(",") if m]
+    missing = [k for k in found if k not in references]
+    require(not missing, "refs", missing[:1], "references for every image of preds")
+    table = domain_table(found, references, {k: domains.get(k, "all") for k in found}, which)
+    if len(table) == 2 and "all" in table:
+        table.pop("all")
+    names = list(next(iter(table.values())))
+    rows = [(d, *(f"{row[n]:.4f}" for n in names)) for d, row in table.items()]
+    print(" ".join(["domain", *names]))
+    for row in rows:
+        print(" ".join(row))
+    sections = [Section("Metrics", columns=("domain", *names), rows=rows)]
+    flags = []
+    if novel is not None:
+        objects = _objects(novel)
+        score = novel_f1(found, references, objects)
+        f1_rows: list[tuple[Any, ...]] = [
+            (t, score.intervals[t], *score.counts[t]) for t in score.f1
+        ]
+        f1_rows.append(("macro", score.macro, "", "", ""))
+        for f1_row in f1_rows:
+            print(f"F1 {f1_row[0]}: {f1_row[1]}")
+        heads = ("object", "F1 (95 %)", "named and there", "named, not there", "there, not named")
+        sections.append(Section("Novel objects", columns=heads, rows=f1_rows))
+        share, listed = tag_listing(found, objects)
+        if listed:
+            flags.append(
+                f"{100 * share:.0f} % of the words are object names: these captions list tags; F1 "
+                "does not speak for them."
+            )
+            print(f"warning: {flags[-1]}", file=sys.stderr)
+    if html is not None:
+        lead = f"{len(found)} captions of {preds.name} against {refs.name}."
+        write_report(html, "Captions against references", lead, sections, flags)
+
+
+def _objects(path: Path) -> dict[str, list[str]]:
+    try:
+        objects: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise InputError(f"novel = {str(path)!r}: allowed is a YAML file; {text}") from None
+    good = isinstance(objects, dict) and bool(objects)
+    require(good, "novel", str(path), "a mapping from an object to its other names")
+    return {str(k): [str(x) for x in v or []] for k, v in objects.items()}
+
+
+@app.command
+def caption(
+    images: Annotated[list[Path], Parameter(negative=())],
+    /,
+    *,
+    checkpoint: Path,
+    tags: str = "",
+    beam: int = 5,
+    constrain: str = "",
+) -> None:
+    """Caption pictures of one scene each, with a captioner that `p2c pipeline` trained.
+
+    The whole picture stands for both regions. Example:
+    `p2c caption a.png --checkpoint run/captioner.pt --tags zebra,bus --constrain zebra`
+
+    Parameters
+    ----------
+    images
+        Pictures.
+    checkpoint
+        captioner.pt.
+    tags
+        Objects, as a detector would name them.
+    beam
+        Width of the search.
+    constrain
+        Objects that the caption must name.
+    """
+    from .inference import caption_images
+
+    for path, text in zip(images, caption_images(images, checkpoint, tags, beam, constrain)):
+        print(f"{path}: {text}")
+
+
+@app.command
+def ablate(
+    *, out: Path, grid: str = "association,coverage,repetition", preset: str = "tiny", seed: int = 0
+) -> None:
+    """Train with each reward term left out in turn; write ablation.json and report.html.
+
+    Example: `p2c ablate --grid association,repetition --out ablation/`
+
+    Parameters
+    ----------
+    out
+        Folder for the results.
+    grid
+        Terms of association, coverage, repetition, cider.
+    preset
+        Preset that is varied.
+    seed
+        Of everything.
+    """
+    from .config import PipelineConfig
+    from .files import write_json
+    from .pipeline import Pipeline
+    from .report import Section, write_report
+    from .summary import summarize
+
+    base = PipelineConfig.preset(preset, seed=seed, ablations=False)
+    terms = [t for t in grid.split(",") if t]
+    allowed = ("association", "coverage", "repetition", "cider")
+    for term in terms:
+        require(term in allowed, "grid", term, "terms of " + ", ".join(allowed))
+    rows = []
+    for name, settings in [("all", base), *((f"no {t}", base.with_(**{t: 0.0})) for t in terms)]:
+        arm = summarize(Pipeline(settings).run(say=_say))["stage 2"]
+        rows.append((name, str(arm.novel.macro), round(arm.cider["in"], 3), round(arm.repeated, 3)))
+        print(*rows[-1])
+    heads = ("reward", "novel F1 (95 %)", "CIDEr in", "objects named twice")
+    write_json(out / "ablation.json", [dict(zip(heads, r)) for r in rows])
+    write_report(
+        out / "report.html",
+        "Rewards left out",
+        "Stage 2 without a term.",
+        [Section("Terms", columns=heads, rows=rows)],
+    )
+
+
+@data_app.command
+def make(*, out: Path, count: int = 100, seed: int = 0) -> None:
+    """Render scenes: PNG files, COCO captions, tags as JSON lines.
+
+    Example: `p2c data make --count 100 --out scenes/`
+
+    Parameters
+    ----------
+    out
+        Folder.
+    count
+        Scenes.
+    seed
+        Of the stream.
+    """
+    import io
+    import json
+
+    from PIL import Image
+
+    from .files import write_atomic, write_json, write_text
+    from .scenes import make_scenes
+
+    scenes = make_scenes(count, seed, (0.3, 0.4, 0.3), rich=0.7, references=5)
+    notes, lines = [], []
+    for i in range(count):
+        pixels = (scenes.images[i].numpy().transpose(1, 2, 0) * 255).round().astype("uint8")
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "png")
+        write_atomic(out / f"{i}.png", lambda file, b=buffer: file.write(b.getvalue()))  # type: ignore[misc]
+        notes += [{"image_id": i, "caption": c} for c in scenes.references[i]]
+        lines.append(
+            json.dumps(
+                {"image_id": i, "objects": [{"label": t, "score": 1.0} for t in scenes.tags[i]]}
+            )
+        )
+    images = [{"id": i, "file_name": f"{i}.png", "domain": d} for i, d in enumerate(scenes.domains)]
+    write_json(out / "captions.json", {"images": images, "annotations": notes})
+    write_text(out / "tags.jsonl", "\n".join(lines) + "\n")
+    print(f"{count} scenes in {out}")
+
+
+@data_app.command
+def check(folder: Path, /) -> None:
+    """Check a folder of pictures, captions.json and tags.jsonl.
+
+    Example: `p2c data check scenes/`
+
+    Parameters
+    ----------
+    folder
+        As `p2c data make` writes it.
+    """
+    from .files import read_json
+    from .formats import read_image, read_references, read_tags
+
+    references, domains = read_references(folder / "captions.json")
+    tags = read_tags(folder / "tags.jsonl")
+    for entry in read_json(folder / "captions.json", "captions").get("images", []):
+        if "file_name" in entry:
+            read_image(folder / str(entry["file_name"]), 8)
+    print(
+        f"{len(references)} images with captions, {len(tags)} with tags "
+        f"({sum(not t for t in tags.values())} of them empty), {len(set(domains.values()))} domains"
+    )
+
+
+def main() -> None:
+    """Run the command line; map errors to exit codes."""
+    try:
+        app(exit_on_error=False, print_error=False)
+    except InputError as error:
+        print(f"p2c: {error}", file=sys.stderr)
+        sys.exit(2)
+    except NotFiniteError as error:
+        print(f"p2c: {error}", file=sys.stderr)
+        sys.exit(3)
+    except cyclopts.CycloptsError as error:
+        print(f"p2c: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""One configuration for all stages, read strictly from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .errors import InputError, require
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Everything that a run depends on.
+
+    Attributes
+    ----------
+    seed : int
+        Of data, initial weights, batches and samples.
+    paired, unpaired, judged, corpus, test : int
+        Scenes with captions; scenes with tags only; scenes of the judge's own stream (the evaluator
+        has another of this size); sentences of the language model; test scenes.
+    dim, layers, max_length : int
+        Of the captioner.
+    lm_steps, judge_steps, vivo_steps, xe_steps, stage1_steps, stage2_steps : int
+        Optimiser steps.
+    lr, stage1_lr, stage2_lr : float
+        Learning rates: pre-training and XE (cosine), stage 1, stage 2 (constant).
+    batch, rl_batch : int
+        Scenes per step; unpaired scenes per step in stages 1 and 2 (as many captioned ones).
+    margin : float
+        Of the swap gate.
+    choose : "argmax" or "sample"
+        How the language model's word is taken.
+    policy : "verb", "non-noun" or "all"
+        Words that may be rewritten.
+    average : "masked" or "accepted"
+        What the distillation loss is divided by: all masked places, as in the authors' code, or the
+        accepted ones.
+    xe_weight : float
+        Weight of XE on captioned scenes beside the distillation (1 in the authors' code).
+    samples : int
+        Captions per image in stage 2.
+    baseline, normalize
+        Of the policy gradient.
+    association, coverage, repetition, cider, kl : float
+        Weights of the reward terms and of the KL penalty to the stage 1 captioner.
+    explore : int
+        How many of the samples are the greedy caption with an uncovered tag put in.
+    keep_vivo : float
+        Weight of the tag loss that goes on beside XE, so that XE does not undo it.
+    recall, confusion : float
+        Of the detector.
+    ablations : bool
+        Also train XE without tags, and XE with tags without VIVO.
+    checkpoint_every : int
+        Steps between checkpoints; 0 for none within a stage.
+    """
+
+    seed: int = 0
+    paired: int = 2000
+    unpaired: int = 3000
+    judged: int = 6000
+    corpus: int = 6000
+    test: int = 300
+    dim: int = 96
+    layers: int = 2
+    max_length: int = 10
+    lm_steps: int = 320
+    judge_steps: int = 300
+    vivo_steps: int = 300
+    xe_steps: int = 220
+    stage1_steps: int = 60
+    stage2_steps: int = 55
+    lr: float = 3e-3
+    stage1_lr: float = 5e-4
+    stage2_lr: float = 4e-4
+    batch: int = 80
+    rl_batch: int = 48
+    margin: float = 0.1
+    choose: Literal["argmax", "sample"] = "sample"
+    policy: Literal["verb", "non-noun", "all"] = "verb"
+    average: Literal["masked", "accepted"] = "accepted"
+    xe_weight: float = 1.0
+    samples: int = 5
+    baseline: Literal["greedy", "loo", "group"] = "greedy"
+    normalize: Literal["sum", "mean"] = "sum"
+    association: float = 1.0
+    coverage: float = 1.0
+    repetition: float = 1.0
+    cider: float = 0.1
+    kl: float = 0.0
+    explore: int = 2
+    keep_vivo: float = 0.5
+    recall: float = 0.9
+    confusion: float = 0.05
+    ablations: bool = True
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("paired", "unpaired", "judged", "corpus", "test", "batch", "samples"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("lr", "stage1_lr", "stage2_lr"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        require(self.rl_batch >= 2, "rl_batch", self.rl_batch, "at least 2: one image has A = 1")
+        require(self.max_length >= 8, "max_length", self.max_length, "at least 8")
+        require(0 <= self.explore <= self.samples, "explore", self.explore, "0 to samples")
+        require(self.choose in ("argmax", "sample"), "choose", self.choose, "argmax or sample")
+        require(
+            self.policy in ("verb", "non-noun", "all"), "policy", self.policy, "verb, non-noun, all"
+        )
+        require(
+            self.baseline in ("greedy", "loo", "group"),
+            "baseline",
+            self.baseline,
+            "greedy, loo, group",
+        )
+        require(
+            self.average in ("masked", "accepted"), "average", self.average, "masked or accepted"
+        )
+        require(self.normalize in ("sum", "mean"), "normalize", self.normalize, "sum or mean")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> PipelineConfig:
+        """Return a preset: ``tiny``, ``small``, or ``tiny`` with the rewards of a source.
+
+        ``paper-text`` weighs object coverage 1, as the paper's text has both terms;
+        ``official-script`` weighs it 0, takes argmax words and mean log-probabilities, as the
+        authors' shipped script does.
+        """
+        presets: dict[str, dict[str, Any]] = {
+            "tiny": {},
+            "small": {
+                "paired": 8000,
+                "unpaired": 8000,
+                "judged": 20_000,
+                "corpus": 20_000,
+                "test": 1000,
+                "lm_steps": 1500,
+                "judge_steps": 3000,
+                "vivo_steps": 2000,
+                "xe_steps": 1500,
+                "stage1_steps": 500,
+                "stage2_steps": 300,
+                "checkpoint_every": 100,
+            },
+            "paper-text": {"coverage": 1.0, "cider": 1.0},
+            "official-script": {
+                "coverage": 0.0,
+                "explore": 0,
+                "cider": 1.0,
+                "choose": "argmax",
+                "average": "masked",
+                "normalize": "mean",
+            },
+        }
+        require(name in presets, "preset", name, "one of " + ", ".join(presets))
+        return cls.from_dict({**presets[name], **changes})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PipelineConfig:
+        """Build from plain values; unknown keys and wrong types are refused.
+
+        Examples
+        --------
+        >>> PipelineConfig.from_dict({"seeed": 1})
+        Traceback (most recent call last):
+            ...
+        p2c.errors.InputError: config: unknown key 'seeed'; did you mean seed?
+        """
+        import difflib
+
+        known = {f.name: f for f in fields(cls)}
+        for key, value in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise InputError(f"config: unknown key {key!r}{hint}")
+            default = known[key].default
+            kind: Any = (int, float) if isinstance(default, float) else type(default)
+            good = isinstance(value, kind) and isinstance(value, bool) == isinstance(default, bool)
+            require(good, f"config: {key}", value, f"a {type(default).__name__}")
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> PipelineConfig:
+        """Read a YAML mapping; ``preset: tiny`` may stand first."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"config = {str(path)!r}: allowed is a readable YAML file; {error.strerror}"
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            text = " ".join(str(error).split())[:120]
+            raise InputError(f"config = {str(path)!r}: allowed is YAML; {text}") from None
+        values = {} if values is None else values
+        require(isinstance(values, dict), "config", str(path), "a mapping of settings")
+        return cls.preset(str(values.pop("preset", "tiny")), **values)
+
+    def with_(self, **changes: Any) -> PipelineConfig:
+        """Return a copy with other values."""
+        return replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)

@@ -1,0 +1,110 @@
+"""Hugging Face captioners behind the interface of this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .captioner import Captions
+from .errors import InputError, require
+
+
+@dataclass
+class HFMemory:
+    """The images of a batch, and the encoder's states where the decoder attends to them."""
+
+    pixels: Float[Tensor, "batch 3 height width"]
+    states: Float[Tensor, "batch places dim"] | None
+
+
+class HFCaptioner:
+    """BLIP, GIT or a VisionEncoderDecoder model as a `Captioner`.
+
+    The image is encoded once for all samples. Weights are the caller's: nothing is downloaded.
+
+    Parameters
+    ----------
+    model : transformers model
+        ``BlipForConditionalGeneration``, ``GitForCausalLM`` or ``VisionEncoderDecoderModel``.
+    start, end, pad : int
+        Numbers of the start, end and padding tokens.
+    """
+
+    def __init__(self, model: Any, start: int, end: int, pad: int) -> None:
+        self.model, self.start, self.end, self.pad = model, start, end, pad
+        kind = str(model.config.model_type)
+        known = {"blip": "blip", "git": "git", "vision-encoder-decoder": "ved"}
+        if kind not in known:
+            raise InputError(f"model = {kind!r}: allowed is {', '.join(known)}")
+        self.kind = known[kind]
+
+    def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> HFMemory:
+        """Return the memory of processed images."""
+        require(bool(torch.isfinite(pixels).all()), "pixels", "NaN or infinite", "finite pixels")
+        if self.kind == "git":
+            return HFMemory(pixels, None)
+        encoder = self.model.vision_model if self.kind == "blip" else self.model.encoder
+        states = encoder(pixel_values=pixels).last_hidden_state
+        if self.kind == "ved" and hasattr(self.model, "enc_to_dec_proj"):
+            states = self.model.enc_to_dec_proj(states)
+        return HFMemory(pixels, states)
+
+    def _next(self, memory: HFMemory, prefix: Int[Tensor, "rows length"], copies: int) -> Tensor:
+        """Return logits (rows, length, words) at every place of prefixes that begin with start."""
+        if self.kind == "git":
+            pixels = memory.pixels.repeat_interleave(copies, 0)
+            out = self.model(input_ids=prefix, pixel_values=pixels)
+            logits: Tensor = out.logits[:, -prefix.shape[1] :]
+            return logits
+        assert memory.states is not None
+        states = memory.states.repeat_interleave(copies, 0)
+        decoder = self.model.text_decoder if self.kind == "blip" else self.model.decoder
+        scores: Tensor = decoder(input_ids=prefix, encoder_hidden_states=states).logits
+        return scores
+
+    def log_prob(
+        self, memory: HFMemory, ids: Int[Tensor, "batch samples length"]
+    ) -> Float[Tensor, "batch samples length"]:
+        """Return each token's log-probability, the end token included; 0 at padding."""
+        flat = ids.flatten(0, 1)
+        start = torch.full_like(flat[:, :1], self.start)
+        logits = self._next(memory, torch.cat([start, flat[:, :-1]], 1), ids.shape[1])
+        chosen = logits.log_softmax(-1).gather(-1, flat[..., None])[..., 0].view(ids.shape)
+        ended = (ids == self.end).long().cumsum(-1) - (ids == self.end).long()
+        return chosen.masked_fill(ended > 0, 0.0)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        memory: HFMemory,
+        samples: int = 1,
+        max_length: int = 20,
+        *,
+        greedy: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Captions:
+        """Return captions (batch, samples, length) over one encoding of the images."""
+        batch = len(memory.pixels)
+        rows = batch * samples
+        prefix = torch.full((rows, 1), self.start, device=memory.pixels.device)
+        done = torch.zeros(rows, dtype=torch.bool, device=prefix.device)
+        logs = []
+        for _ in range(max_length):
+            log = self._next(memory, prefix, samples)[:, -1].log_softmax(-1)
+            if greedy:
+                choice = log.argmax(-1)
+            else:
+                choice = torch.multinomial(log.exp(), 1, generator=generator)[:, 0]
+            choice = choice.masked_fill(done, self.pad)
+            logs.append(log.gather(1, choice[:, None])[:, 0].masked_fill(done, 0.0))
+            prefix = torch.cat([prefix, choice[:, None]], 1)
+            done = done | (choice == self.end)
+            if bool(done.all()):
+                break
+        return Captions(
+            prefix[:, 1:].view(batch, samples, -1), torch.stack(logs, 1).view(batch, samples, -1)
+        )
