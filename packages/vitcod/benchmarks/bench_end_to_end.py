@@ -13,7 +13,6 @@ from functools import partial
 
 import torch
 from common import parser, write
-
 from vitcod import VisionTransformer, patch
 from vitcod.adapters import attention_modules
 from vitcod.speed import interleaved

@@ -33,7 +33,6 @@ def main() -> None:
     import triton
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     from triton.testing import do_bench_cudagraph
-
     from vitcod.cuda_ops import cuda_attention
     from vitcod.plan import LayerPlan, SparsityPlan
     from vitcod.polarize import polarize

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from common import parser, write
-
 from vitcod import LayerPlan, import_mask, sparse_attention
 from vitcod.native import instruction_set
 from vitcod.speed import interleaved

@@ -10,7 +10,6 @@ import time
 import numpy as np
 import torch
 from common import parser, write
-
 from vitcod import (
     AEConfig,
     AttentionStats,

@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import random_mask
 from safetensors.torch import save_file
-
 from vitcod import SparsityPlan, VisionTransformer, cli, polarize
 from vitcod.models import PRESETS
 from vitcod.synthetic import vit_like_plan

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_mask
-
 from vitcod import SparsityPlan, polarize, sparse_attention
 from vitcod.cuda_ops import cuda_attention, cuda_available, gather_layout
 

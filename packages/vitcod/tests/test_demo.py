@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import jsonschema
-
 from vitcod import Recipe, demo
 
 

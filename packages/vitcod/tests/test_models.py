@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-
 from vitcod import (
     AEConfig,
     AttentionStats,

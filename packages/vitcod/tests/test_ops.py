@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_mask
-
 from vitcod import InputError, LayerPlan, native, sparse_attention
 from vitcod.layout import CostModel
 from vitcod.ops import _attention

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from conftest import random_mask
 from scipy import sparse
-
 from vitcod import InputError, LayerPlan, SparsityPlan, import_mask, polarize, prune
 from vitcod.masks import export_mask
 from vitcod.polarize import csc, greedy_order, permutation_of

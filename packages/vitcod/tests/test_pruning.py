@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from vitcod import AttentionStats, InputError, diagnose, information_mask, prune
 from vitcod.diagnose import retained_mass
 from vitcod.layout import tile_slots

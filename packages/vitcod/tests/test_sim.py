@@ -5,7 +5,6 @@ from math import ceil
 import numpy as np
 import pytest
 from conftest import random_mask
-
 from vitcod import InputError, SparsityPlan, polarize, simulate
 from vitcod.sim import Architecture, official_cycles
 from vitcod.sim.baselines import dense_cycles, sanger_load_balance, spatten_cycles
