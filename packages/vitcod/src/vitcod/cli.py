@@ -40,8 +40,6 @@ _EXAMPLES = """Examples:
 
   vitcod bench kernel --plan plan.safetensors
 
-  vitcod bench calibrate
-
   vitcod simulate --plan plan.safetensors --compat official --report simulate.html
 
   vitcod demo --out demo
