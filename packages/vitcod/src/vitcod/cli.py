@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,8 +39,6 @@ _EXAMPLES = """Examples:
   vitcod eval --plan plan.safetensors --model deit_tiny --checkpoint w.pth --data images.npz
 
   vitcod bench kernel --plan plan.safetensors
-
-  vitcod bench calibrate
 
   vitcod simulate --plan plan.safetensors --compat official --report simulate.html
 
@@ -394,11 +393,7 @@ def finetune_command(
     network = _model(model, checkpoint, x.shape[-1], classes, timm_name)
     teacher = copy.deepcopy(network) if distillation else None
     patch(network, SparsityPlan.load(plan))
-    settings = Recipe.cpu(epochs, learning_rate)
-    if distillation:
-        from dataclasses import replace
-
-        settings = replace(settings, distillation=distillation)
+    settings = replace(Recipe.cpu(epochs, learning_rate), distillation=distillation)
     with _progress("steps", 1) as progress:
         task = progress.task_ids[0]
         losses = finetune(
