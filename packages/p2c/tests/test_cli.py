@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import yaml
+from p2c import PipelineConfig
 from p2c.cli import main
 
 from .test_pipeline import TINY
@@ -85,6 +86,22 @@ def test_pipeline_then_caption(tmp_path, monkeypatch, capsys):
         run / "captioner.pt", "--tags", "unicorn",
     )  # fmt: skip
     assert (code, "tags = 'unicorn'" in err) == (2, True)
+
+
+def test_demo_writes_everything_its_result_names(tmp_path, monkeypatch, capsys):
+    """With a preset of seconds: the figures mean nothing, the files and claims are there."""
+    monkeypatch.setattr(
+        PipelineConfig,
+        "preset",
+        classmethod(lambda cls, name, **changes: cls.from_dict({**TINY, **changes})),
+    )
+    code, out, err = call(monkeypatch, capsys, "demo", "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert len(result["claims"]) == 8
+    assert {c["met"] for c in result["claims"]} <= {True, False}
+    assert all((tmp_path / "out" / f["path"]).exists() for f in result["figures"])
+    assert out.count("stage 1 gains over VIVO + XE") == 2
 
 
 def test_version_and_help():

@@ -72,15 +72,6 @@ def run_demo(out: Path, seed: int, say: Say) -> dict[str, Any]:
         )
     claims.append(
         _claim(
-            f"{stage} gains over {before}: {figure}",
-            "each stage improves captions",
-            f"gain {gain}, one-sided p = {p:.4f}",
-            p < 0.01,
-            f"paired bootstrap over scenes, a figure that was no reward ({after}); {how}",
-        )
-    )
-    claims.append(
-        _claim(
             "scenes with known objects are described no worse",
             None,
             f"CIDEr {last.cider['in']:.2f} after stage 2, {first.cider['in']:.2f} after XE + tags",
