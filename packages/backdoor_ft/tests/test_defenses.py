@@ -187,6 +187,7 @@ def test_norms_are_paired_by_data_flow_not_by_order():
 
 
 def test_clp_prunes_a_planted_channel(digits):
+    torch.manual_seed(0)  # other draws may have a second outlier
     model = models.SmallCNN()
     with torch.no_grad():
         model.features[3].weight[7] *= 60

@@ -34,7 +34,7 @@ class AttentionStats:
     maps : per layer float64 (heads, queries, keys); rows sum to 1
     images : how many images were averaged
     special_tokens : tokens before the patches
-    output_scores : per layer E[a^2 |v - o|^2], same shapes; None where not collected
+    output_scores : per layer ``E[a^2 ||v - o||^2]``, same shapes; None where not collected
     q_moments, k_moments : per layer (heads, heads) second moments of Q and K over heads, for the
         closed form of the auto-encoder
     """
@@ -224,7 +224,7 @@ def collect_attention(
     loader : batches of images (batch, channels, height, width), or tuples that start with one;
         clean images: augmentation changes the maps
     max_images : stop after so many
-    output_scores : also collect E[a^2 |v - o|^2], for ``prune(method="output")``
+    output_scores : also collect ``E[a^2 ||v - o||^2]``, for ``prune(method="output")``
 
     Returns
     -------
