@@ -69,7 +69,7 @@ class FoldedModel:
     """
 
     conv1_weight: Float[np.ndarray, "channels 27"]
-    conv1_bias: Float[np.ndarray, channels]
+    conv1_bias: Float[np.ndarray, " channels"]
     conv2_weight: Float[np.ndarray, "3 channels 3 3"]
     conv2_bias: Float[np.ndarray, 3]
 

@@ -46,7 +46,7 @@ def association_probability(
     *,
     swapped: Float[Tensor, "batch dim"] | None = None,
     gather: Gather = gather_rows,
-) -> Float[Tensor, batch]:
+) -> Float[Tensor, " batch"]:
     """Return A(v, c): the mean probability of retrieving the true pair, both ways.
 
     A(v_i, c_i) = 1/2 [softmax_j s(v_i, c_j)[i] + softmax_j s(v_j, c_i)[i]], over the batches of all
@@ -83,8 +83,8 @@ def association_probability(
 
 
 def swap_gate(
-    before: Float[Tensor, batch], after: Float[Tensor, batch], margin: float = 0.1
-) -> Bool[Tensor, batch]:
+    before: Float[Tensor, " batch"], after: Float[Tensor, " batch"], margin: float = 0.1
+) -> Bool[Tensor, " batch"]:
     """Accept a paraphrase whose association beats the caption's by more than the margin.
 
     Examples

@@ -50,7 +50,7 @@ class SCSTLoss:
     def advantage(
         self,
         rewards: Float[Tensor, "batch samples"],
-        greedy: Float[Tensor, batch] | None = None,
+        greedy: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch samples"]:
         """Return rewards less their baseline."""
         samples = rewards.shape[1]
@@ -69,7 +69,7 @@ class SCSTLoss:
         log_prob: Float[Tensor, "batch samples length"],
         there: Bool[Tensor, "batch samples length"],
         rewards: Float[Tensor, "batch samples"],
-        greedy: Float[Tensor, batch] | None = None,
+        greedy: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the loss, whose gradient is minus the gradient of the expected reward.
 

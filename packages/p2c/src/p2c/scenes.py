@@ -215,9 +215,9 @@ def make_corpus(count: int, seed: int) -> list[str]:
 class RegionFeaturizer:
     """Principal components of region pixels, fitted on images without captions, plus the box."""
 
-    mean: Float[Tensor, pixels]
+    mean: Float[Tensor, " pixels"]
     basis: Float[Tensor, "pixels components"]
-    spread: Float[Tensor, components]
+    spread: Float[Tensor, " components"]
 
     @classmethod
     def fit(cls, crops: Float[Tensor, "scenes 2 pixels"], components: int = 64) -> RegionFeaturizer:

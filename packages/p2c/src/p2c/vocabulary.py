@@ -57,7 +57,7 @@ class Vocabulary:
         """Return the numbers of a text's words."""
         return [self.index.get(word, UNK) for word in tokenize(text)]
 
-    def encode(self, text: str, length: int) -> Int[Tensor, length]:
+    def encode(self, text: str, length: int) -> Int[Tensor, " length"]:
         """Return words, end token and padding; a text over ``length`` is cut, without end token."""
         ids = [*self.ids(text), SEP][:length]
         return torch.tensor(ids + [PAD] * (length - len(ids)))

@@ -56,8 +56,8 @@ def bootstrap(
 
 
 def paired_bootstrap(
-    before: Float[np.ndarray, items],
-    after: Float[np.ndarray, items],
+    before: Float[np.ndarray, " items"],
+    after: Float[np.ndarray, " items"],
     seed: int = 0,
     resamples: int = 10_000,
 ) -> tuple[Interval, float]:
