@@ -370,7 +370,7 @@ def video_command(
     output
         File to write; its suffix chooses the container.
     method
-        paper (the network) or closed_form.
+        paper (the network), plus (tone curve with kept colours and detail) or closed_form.
     model
         Network written by 'noiser train'; without it, the one that ships with the package.
     half_life
@@ -473,7 +473,7 @@ def webcam_command(
     seconds
         Length of the recording, by the camera's frame rate.
     method
-        paper (the network) or closed_form.
+        paper (the network), plus (tone curve with kept colours and detail) or closed_form.
     half_life
         Seconds after which a change of the content has half arrived.
     threads
