@@ -37,7 +37,7 @@ from noiser.network import SelfRegressionModel
 from noiser.noise import NoiseKind
 from noiser.onnx_export import to_onnx
 from noiser.speed import SIZES, measure_speed
-from noiser.training import TrainingLog, TrainingRecipe, train
+from noiser.training import TrainingRecipe, train_many
 from noiser.video import VideoMethod
 from noiser.video_files import enhance_video
 
@@ -109,6 +109,7 @@ def train_command(
     steps: int = 2000,
     size: int = 104,
     seed: int = 0,
+    count: int = 1,
 ) -> int:
     """Train a network on noise and save it as JSON.
 
@@ -132,28 +133,35 @@ def train_command(
         Their height and width in pixels.
     seed
         Of weights and noise.
+    count
+        Networks to train, several at a time, of the seeds from this one on; their files get the
+        seed in the name, such as srm-3.json.
     """
     # Checked before the work, not after it.
     TrainingRecipe(channels, noise, sigma, tv_weight=tv_weight, steps=steps, size=size, seed=seed)
     make_folder(output.parent)
     if output.is_dir():
         raise InputError(f"output={str(output)!r} is a folder: name a file, for instance srm.json")
-    log = TrainingLog()
-    with _progress("training", steps) as progress:
-        model = train(
-            channels,
-            noise,
-            sigma,
+    if count < 1:
+        raise InputError(f"count={count} is not allowed: an integer of at least 1")
+    seeds = range(seed, seed + count)
+    with _progress("training", steps * count) as progress:
+        models = train_many(
+            seeds,
+            channels=channels,
+            noise=noise,
+            sigma=sigma,
             tv_weight=tv_weight,
             steps=steps,
             size=size,
-            seed=seed,
-            log=log,
-            on_step=lambda step: progress.update(progress.task_ids[0], completed=step),
+            on_step=lambda step: progress.advance(progress.task_ids[0]),
         )
-    model.save(output)
-    l1, tv = log.final()
-    print(f"{output}: {model.parameters} parameters, final losses L1 {l1:.4f}, TV {tv:.4f}")
+    for number, model in zip(seeds, models):
+        name = f"{output.stem}-{number}{output.suffix}"
+        path = output if count == 1 else output.with_name(name)
+        model.save(path)
+        l1, tv = model.training["final_l1"], model.training["final_tv"]
+        print(f"{path}: {model.parameters} parameters, final losses L1 {l1:.4f}, TV {tv:.4f}")
     return 0
 
 
