@@ -8,13 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from common import parser, write
-from noiser import TrainingLog, VideoEnhancer, enhance, forward, metrics, pretrained, train
+from noiser import TrainingLog, VideoEnhancer, enhance, forward, metrics, pretrained, train, train_many
 from noiser.camera import retake
 from noiser.png import decode16, encode16
+from PIL import Image
 
 NAME = "bench_limits"
 SCALE = """
@@ -65,6 +67,35 @@ def imported() -> list[str]:
     return [] if done.stdout.strip() == "[]" else [done.stdout.strip()]
 
 
+def wheel_bytes() -> tuple[int, int]:
+    """Size of the package's wheel, packed and unpacked."""
+    with tempfile.TemporaryDirectory(prefix="noiser") as folder:
+        subprocess.run(
+            [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder,
+             str(Path(__file__).parents[1])], check=True,
+        )  # fmt: skip
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            return wheel.stat().st_size, sum(entry.file_size for entry in archive.infolist())
+
+
+def jpeg_batch(folder: Path, count: int) -> float:
+    """Seconds per photograph of 6000 x 4000 pixels through the command line."""
+    from skimage import data
+
+    dark = retake(np.tile(data.chelsea(), (14, 14, 1))[:4000, :6000], -3, seed=0)
+    (folder / "in").mkdir()
+    Image.fromarray(dark).save(folder / "in" / "0.jpg", quality=92)
+    for i in range(1, count):
+        shutil.copy(folder / "in" / "0.jpg", folder / "in" / f"{i}.jpg")
+    started = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "noiser.cli", "enhance", "in", "-o", "out", "--threads", "2"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    return (time.perf_counter() - started) / count
+
+
 def flicker() -> tuple[float, float]:
     """Mean change of the frame mean in levels under 10 % jitter: input and output."""
     from skimage import data
@@ -80,6 +111,7 @@ def flicker() -> tuple[float, float]:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--side", type=int, default=30_000, help="of the large image, in pixels")
+    options.add_argument("--photographs", type=int, default=20, help="JPEGs of 24 MPix")
     arguments = options.parse_args()
     goals: list[dict] = []
 
@@ -101,6 +133,11 @@ def main() -> None:
     goal("losses after training (L1, total variation)", "0.70 ± 0.01 and 0.081 ± 0.004",
          f"{l1:.4f} and {tv:.4f} (3 seeds)",
          abs(l1 - 0.70) <= 0.01 and abs(tv - 0.081) <= 0.004)  # fmt: skip
+    started = time.perf_counter()
+    many = train_many(range(16), jobs=2)
+    together = time.perf_counter() - started
+    goal("16 seeds at once on 2 threads, each the bytes of its single training", "16 times 10 s",
+         f"{together:.0f} s", together <= 160 and many[0].to_json() == train(seed=0).to_json())  # fmt: skip
     twice = [train(seed=5, steps=200).to_json() for _ in range(2)]
     goal("one seed gives one model", "equal bytes", str(twice[0] == twice[1]), twice[0] == twice[1])
 
@@ -113,6 +150,15 @@ def main() -> None:
     goal("import noiser", "below 0.3 s", f"{start:.2f} s (median of 7)", start < 0.3)
     heavy = imported()
     goal("import noiser loads neither torch nor scipy", "none", str(heavy or "none"), not heavy)
+
+    size, unpacked = wheel_bytes()
+    goal("wheel", "below 2 MB", f"{size / 1e6:.2f} MB ({unpacked / 1e6:.1f} MB unpacked)", size < 2e6)
+
+    with tempfile.TemporaryDirectory(prefix="noiser") as name:
+        seconds_each = jpeg_batch(Path(name), arguments.photographs)
+    goal(f"JPEGs of 24 MPix, command line, folder to folder, 2 cores ({arguments.photographs} files)",
+         "1000 in at most 15 min", f"{1000 * seconds_each / 60:.1f} min by rate"
+         f" ({seconds_each:.2f} s each)", seconds_each <= 0.9)  # fmt: skip
 
     ramp = np.arange(65536, dtype=np.uint16).reshape(64, 1024)
     picture = decode16(encode16(enhance(np.stack([ramp] * 3, axis=2))))

@@ -55,7 +55,7 @@ def measured(scene, mean):
     powered = scene**exponent
     y = powered @ LUMA
     moments = powered.mean(axis=(0, 1)), powered.std(axis=(0, 1)), y.mean(), y.std()
-    return ToneCurve(exponent, *moments, slope=0.6, chroma=0.6)
+    return ToneCurve(exponent, *moments, slope=0.6, chroma=0.6, middle=0.5, detail=0.9)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float64])

@@ -56,8 +56,8 @@ def fast_curve(
     counts, luma_counts = histograms(image, BINS)
     levels = np.arange(counts.shape[1]) / full_scale(image.dtype)
     pixels = image.shape[0] * image.shape[1]
-    mean, slope, share = dials(float(LUMA @ (counts @ levels)) / pixels, contrast, chroma)
-    exponent = exponent_of_histogram(luma_counts, mean)
+    dial = dials(float(LUMA @ (counts @ levels)) / pixels, contrast, chroma)
+    exponent = exponent_of_histogram(luma_counts, dial.mean)
     powered = levels**exponent
     channel_mean = counts @ powered / pixels
     variance = np.maximum(counts @ powered**2 / pixels - channel_mean**2, 0)
@@ -69,8 +69,7 @@ def fast_curve(
         channel_deviation=np.maximum(np.sqrt(variance), DEVIATION_FLOOR),
         luma_mean=luma_mean,
         luma_deviation=max(max(square / pixels - luma_mean**2, 0.0) ** 0.5, DEVIATION_FLOOR),
-        slope=slope,
-        chroma=share,
+        **dial.of_curve(),
     )
     return curve, small
 
