@@ -180,3 +180,19 @@ def test_small_commands(tmp_path, photograph, capsys):
     assert run("assess", tmp_path / "missing.png") == 2
     assert run("lut", tmp_path / "dark.png", "-o", tmp_path / "x.cube", "--size", 1) == 2
     assert not (tmp_path / "x.cube").exists()
+
+
+def test_pages_of_the_measuring_commands(tmp_path, photograph):
+    Image.fromarray(photograph // 8).save(tmp_path / "dark <1>.png")
+    train_options = ["--steps", 40, "--size", 16, "--count", 2, "--channels", 4]
+    pages = {name: tmp_path / f"{name}.html" for name in ("assess", "bench", "train")}
+    assert run("assess", tmp_path / "dark <1>.png", "--page", pages["assess"]) == 0
+    assert run("bench", "--size", "600x400", "--repeats", 2, "--page", pages["bench"]) == 0
+    assert run("train", "-o", tmp_path / "a.json", *train_options, "--page", pages["train"]) == 0
+    words = {"assess": "dark &lt;1&gt;.png", "bench": "noiser plus", "train": "one line per seed"}
+    for name, path in pages.items():
+        text = path.read_text()
+        assert words[name] in text
+        assert "http" not in text
+        assert "nan" not in text
+    assert pages["train"].read_text().count("<polyline") == 4

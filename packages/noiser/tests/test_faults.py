@@ -12,8 +12,12 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 # Colorants of red, green and blue, adapted to D50, as the profiles of these spaces hold them.
 PRIMARIES = {
-    "Display P3": ((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407)),
-    "Adobe RGB": ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)),
+    "Display P3": (
+        (0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407),
+    ),
+    "Adobe RGB": (
+        (0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457),
+    ),
 }  # fmt: skip
 
 
@@ -32,7 +36,11 @@ def matrix_profile(name):
     text = name.encode() + b"\0"
     description = b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + bytes(78)
     curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256))
-    bodies = {b"desc": description, b"cprt": b"text\0\0\0\0none\0", b"wtpt": xyz((0.9642, 1, 0.8249))}
+    bodies = {
+        b"desc": description,
+        b"cprt": b"text\0\0\0\0none\0",
+        b"wtpt": xyz((0.9642, 1, 0.8249)),
+    }
     for letter, values in zip("rgb", PRIMARIES[name]):
         bodies[f"{letter}XYZ".encode()] = xyz(values)
         bodies[f"{letter}TRC".encode()] = curve
@@ -42,7 +50,9 @@ def matrix_profile(name):
         body += bytes(-len(body) % 4)
         blocks, at = blocks + body, at + len(body)
     rest = struct.pack(">I", len(bodies)) + table + blocks
-    head = struct.pack(">I4sI4s4s4s", 128 + len(rest), b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ ")
+    head = struct.pack(
+        ">I4sI4s4s4s", 128 + len(rest), b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ "
+    )
     head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
     return head + bytes(128 - len(head)) + rest
 
@@ -96,7 +106,9 @@ def test_a_folder_of_odd_files(tmp_path, photograph, capsys):
     dark.quantize(16).save(folder / "palette.png", transparency=3)
     gray = (photograph[..., :1].astype(np.uint16) * 257) // 6
     (folder / "gray16.png").write_bytes(png.encode16(gray))
-    dark.save(folder / "moving.gif", save_all=True, append_images=[Image.fromarray(photograph // 4)])
+    dark.save(
+        folder / "moving.gif", save_all=True, append_images=[Image.fromarray(photograph // 4)]
+    )
     buffer = io.BytesIO()
     dark.save(buffer, "JPEG")
     (folder / "cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
@@ -106,7 +118,9 @@ def test_a_folder_of_odd_files(tmp_path, photograph, capsys):
 
     assert run("enhance", folder, "-o", out, "--report", tmp_path / "report.json") == 4
     files = json.loads((tmp_path / "report.json").read_text())["files"]
-    states = {name: (f["status"], f["reason"]) for f in files for name in [f["source"].split("/")[-1]]}
+    states = {
+        name: (f["status"], f["reason"]) for f in files for name in [f["source"].split("/")[-1]]
+    }
     failed = {name: reason for name, (status, reason) in states.items() if status == "failed"}
     assert sorted(failed) == ["cut.jpg", "cut.png", "dot.png"]
     assert "1 x 1 pixels" in failed["dot.png"]
@@ -161,7 +175,11 @@ def test_metadata_of_five_hundred_files(tmp_path, photograph):
     assert run("enhance", folder, "-o", out) == 0
     for name, before in kept.items():
         after = read_picture(out / name)
-        assert (after.exif, after.icc_profile, after.xmp) == (before.exif, before.icc_profile, before.xmp)
+        assert (after.exif, after.icc_profile, after.xmp) == (
+            before.exif,
+            before.icc_profile,
+            before.xmp,
+        )
         if before.alpha is None:
             assert after.alpha is None
         else:

@@ -326,6 +326,7 @@ def train_many(
     seeds: Iterable[int],
     jobs: int | None = None,
     on_step: Callable[[int], object] | None = None,
+    logs: list[TrainingLog] | None = None,
     **recipe: Any,
 ) -> list[SelfRegressionModel]:
     """Train one network per seed, several at a time.
@@ -335,6 +336,7 @@ def train_many(
     seeds : of weights and noise
     jobs : trainings at a time, each on one thread; None for one per core of the process
     on_step : called after every step of every training, from several threads
+    logs : receives the losses of every training, in order of the seeds
     recipe : other arguments of `train`
 
     Returns
@@ -354,21 +356,25 @@ def train_many(
     """
     if jobs is not None:
         check_threads(jobs, "jobs")
+    seeds = list(seeds)
+    written = [TrainingLog() for _ in seeds]
+    if logs is not None:
+        logs.extend(written)
     stop = Event()
 
-    def one(seed: int) -> SelfRegressionModel:
+    def one(seed: int, log: TrainingLog) -> SelfRegressionModel:
         def tell(step: int) -> None:
             if stop.is_set():
                 raise KeyboardInterrupt
             if on_step is not None:
                 on_step(step)
 
-        return train(seed=seed, on_step=tell, **recipe)
+        return train(seed=seed, on_step=tell, log=log, **recipe)
 
     # The compiled steps let other threads run.
     with ThreadPoolExecutor(available_cores() if jobs is None else jobs) as pool:
         try:
-            return list(pool.map(one, seeds))
+            return list(pool.map(one, seeds, written))
         except BaseException:
             stop.set()  # the others would run to their end first
             raise

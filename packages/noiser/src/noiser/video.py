@@ -189,7 +189,9 @@ class VideoEnhancer:
         step = max(1, max(frame.shape[:2]) // _GRID)
         reduced = luma(frame[::step, ::step])
         if self._enhancer.settings.method == "plus":
-            curve = self._remember(reduced, self._enhancer.curve(frame), scaled_curve, blended_curve)
+            curve = self._remember(
+                reduced, self._enhancer.curve(frame), scaled_curve, blended_curve
+            )
             return self._enhancer.run_curve(frame, curve)
         statistics = self._remember(reduced, self._enhancer.statistics(frame), scaled, blended)
         if self._enhancer.settings.method == "paper":
