@@ -101,6 +101,16 @@ def test_a_lamp_does_not_pump_and_a_cut_is_seen(scene, method):
     assert np.array_equal(after_cut, VideoEnhancer(method).enhance(other))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_jump_of_the_exposure_starts_anew(scene, method):
+    bright, dark = (np.rint(65535 * g * scene).astype(np.uint16) for g in (1.0, 0.3))
+    video = VideoEnhancer(method)
+    video.enhance(bright)
+    out = video.enhance(dark)
+    assert video.cuts == 1
+    assert np.array_equal(out, VideoEnhancer(method).enhance(dark))
+
+
 def test_bad_arguments(scene):
     for options in ({"method": "auto"}, {"half_life": -1.0}, {"frame_rate": 0.0}):
         with pytest.raises(InputError, match=next(iter(options))):

@@ -26,6 +26,8 @@ State = TypeVar("State", PatchStatistics, ToneCurve)
 _GRID = 96
 # Mean change of the exposure-corrected luma, relative to its deviation, that makes a cut.
 _CUT = 0.6
+# A gain beyond this, or below its inverse, is a cut too: no camera's exposure jumps that far.
+_MOST_GAIN = 2.0
 
 
 @dataclass
@@ -120,7 +122,8 @@ class VideoEnhancer:
     A frame's own statistics would cancel every change of the exposure, but a lamp that comes into
     view would darken the rest at once. Smoothed statistics do the opposite. Here the gain between
     two frames is estimated and applied to the remembered statistics at once; only what is left,
-    the change of the content, is smoothed. A cut starts anew. Of "plus", the whole tone curve is
+    the change of the content, is smoothed. A cut starts anew, and so does a jump of the exposure by
+    more than one stop. Of "plus", the whole tone curve is
     remembered in this way; base and detail are those of the frame.
 
     Examples
@@ -218,7 +221,8 @@ class VideoEnhancer:
             gain = exposure_ratio(shot.reduced, reduced)
             expected = np.clip(gain * shot.reduced, 0, 1)
             change = float(np.abs(reduced - expected).mean())
-            if change > _CUT * max(float(expected.std()), 2 / 255):
+            jump = max(gain, 1 / gain) > _MOST_GAIN
+            if jump or change > _CUT * max(float(expected.std()), 2 / 255):
                 self.cuts += 1
             else:
                 state = blend(scale(cast("State", shot.state), gain), measured, self._share)
