@@ -227,7 +227,7 @@ void tone_rows(const ReadOnly& image, const Floats& table, const Floats& channel
     check(factor >= 1 && threads >= 1, "factor and threads must be at least 1");
     check(table.size() == (in == noiser::Sample::u8 ? 256u : 65536u),
           "table must have one value for each level");
-    check(channel_mean.size() == 3 && channel_scale.size() == 3 && numbers.size() == 6,
+    check(channel_mean.size() == 3 && channel_scale.size() == 3 && numbers.size() == 8,
           "numbers have wrong sizes");
     check(slope_map.ndim() == 2 && offset_map.ndim() == 2 &&
               slope_map.shape(0) == static_cast<std::size_t>((height + factor - 1) / factor) &&
@@ -249,6 +249,8 @@ void tone_rows(const ReadOnly& image, const Floats& table, const Floats& channel
     tone.detail = n[3];
     tone.most_gain = n[4];
     tone.strength = n[5];
+    tone.middle = n[6];
+    tone.gain_floor = n[7];
     tone.slope_map = slope_map.data();
     tone.offset_map = offset_map.data();
     tone.block_rows = static_cast<std::int64_t>(slope_map.shape(0));

@@ -36,7 +36,7 @@ struct Tone {
     const float* table;  // value after the power, for each level of the samples
     float channel_mean[3], channel_scale[3];
     float luma_mean, luma_scale;
-    float chroma, detail, most_gain, strength;
+    float chroma, detail, most_gain, strength, middle, gain_floor;
     const float *slope_map, *offset_map;  // [block_rows][block_columns], guided filter
     std::int64_t block_rows, block_columns;
     int factor;  // pixels along the side of a block

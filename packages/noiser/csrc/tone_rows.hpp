@@ -72,12 +72,12 @@ void tone_rows_of(const noiser::Tone& tone, const In* image, std::int64_t width,
             const Vec p[3] = {load(powered[0] + x), load(powered[1] + x), load(powered[2] + x)};
             const Vec luma = p[0] * 0.299f + p[1] * 0.587f + p[2] * 0.114f;
             const Vec base = load(slope + x) * luma + load(offset + x);
-            Vec lit = 0.5f + 0.5f * tanh((base - tone.luma_mean) * tone.luma_scale);
+            Vec lit = tone.middle + 0.5f * tanh((base - tone.luma_mean) * tone.luma_scale);
             lit = upper(lower(lit + tone.detail * (luma - base), splat(1.0f)), splat(0.0f));
-            const Vec gain = lower(lit / upper(luma, splat(1e-3f)), splat(tone.most_gain));
+            const Vec gain = lower(lit / upper(luma, splat(tone.gain_floor)), splat(tone.most_gain));
             for (int c = 0; c < 3; ++c) {
                 const Vec z = (p[c] - tone.channel_mean[c]) * tone.channel_scale[c];
-                const Vec gray_world = 0.5f + 0.5f * tanh(z);
+                const Vec gray_world = tone.middle + 0.5f * tanh(z);
                 const Vec kept = lower(p[c] * gain, splat(1.0f));
                 const Vec mixed = gray_world + tone.chroma * (kept - gray_world);
                 const Vec v = load(plain[c] + x);

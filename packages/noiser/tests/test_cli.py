@@ -53,6 +53,18 @@ def test_train_then_enhance(tmp_path, photograph, capsys):
     assert str(out / "dark.png") in capsys.readouterr().out
 
 
+def test_many_seeds_make_many_files(tmp_path, capsys):
+    options = ["--steps", 20, "--size", 16, "--channels", 4, "--seed", 3]
+    assert run("train", "-o", tmp_path / "many.json", "--count", 3, *options) == 0
+    assert run("train", "-o", tmp_path / "one.json", *options) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "many-3.json", "many-4.json", "many-5.json", "one.json",
+    }  # fmt: skip
+    assert (tmp_path / "many-3.json").read_bytes() == (tmp_path / "one.json").read_bytes()
+    assert run("train", "-o", tmp_path / "x.json", "--count", 0) == 2
+    assert "count=0" in capsys.readouterr().err
+
+
 def test_16_bit_png_stays_16_bit(tmp_path, model_file):
     image = np.random.default_rng(0).integers(0, 3000, (20, 20, 3)).astype(np.uint16)
     (tmp_path / "deep.png").write_bytes(png.encode16(image))
@@ -168,3 +180,19 @@ def test_small_commands(tmp_path, photograph, capsys):
     assert run("assess", tmp_path / "missing.png") == 2
     assert run("lut", tmp_path / "dark.png", "-o", tmp_path / "x.cube", "--size", 1) == 2
     assert not (tmp_path / "x.cube").exists()
+
+
+def test_pages_of_the_measuring_commands(tmp_path, photograph):
+    Image.fromarray(photograph // 8).save(tmp_path / "dark <1>.png")
+    train_options = ["--steps", 40, "--size", 16, "--count", 2, "--channels", 4]
+    pages = {name: tmp_path / f"{name}.html" for name in ("assess", "bench", "train")}
+    assert run("assess", tmp_path / "dark <1>.png", "--page", pages["assess"]) == 0
+    assert run("bench", "--size", "600x400", "--repeats", 2, "--page", pages["bench"]) == 0
+    assert run("train", "-o", tmp_path / "a.json", *train_options, "--page", pages["train"]) == 0
+    words = {"assess": "dark &lt;1&gt;.png", "bench": "noiser plus", "train": "one line per seed"}
+    for name, path in pages.items():
+        text = path.read_text()
+        assert words[name] in text
+        assert "http" not in text
+        assert "nan" not in text
+    assert pages["train"].read_text().count("<polyline") == 4

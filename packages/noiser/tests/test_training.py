@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from noiser import InputError, SelfRegressionModel, TrainingLog, noise_image, train
+from noiser import InputError, SelfRegressionModel, TrainingLog, noise_image, train, train_many
 from noiser.training import loss_and_gradient, total_variation
 from torch import nn
 
@@ -87,3 +87,33 @@ def test_one_seed_gives_one_model():
 def test_bad_options(options):
     with pytest.raises(InputError, match="is not allowed"):
         train(**{"steps": 1, **options})
+
+
+def test_many_seeds_at_once_are_the_single_trainings():
+    recipe = {"channels": 5, "steps": 30, "size": 24}
+    together = train_many(range(4), jobs=3, **recipe)
+    for seed, model in enumerate(together):
+        assert model.to_json() == train(seed=seed, **recipe).to_json()
+    with pytest.raises(InputError, match="jobs=0"):
+        train_many([1], jobs=0)
+
+
+@pytest.mark.stress
+def test_the_shipped_weights_come_from_the_command(tmp_path):
+    """Equal bytes on the instruction set that they were made with; else equal pictures."""
+    from importlib.resources import files
+
+    from noiser import cli, enhance
+    from noiser.native import instruction_set
+    from skimage import data
+
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--seed", "0", "-o", str(tmp_path / "srm18.json")])
+    shipped = files("noiser").joinpath("data/srm18.json").read_bytes()
+    made = (tmp_path / "srm18.json").read_bytes()
+    if instruction_set() == "avx512":
+        assert made == shipped
+    dark = data.astronaut() // 8
+    model = SelfRegressionModel.load(tmp_path / "srm18.json")
+    ours = enhance(dark, "paper", model=model).astype(int)
+    assert np.abs(ours - enhance(dark, "paper")).max() <= 2

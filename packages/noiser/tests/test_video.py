@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from noiser import InputError, VideoEnhancer, collect_statistics
-from noiser.video import exposure_ratio, scaled
+from noiser import Enhancer, InputError, VideoEnhancer, collect_statistics, enhance
+from noiser.tone import LUMA, ToneCurve, exponent_for_mean
+from noiser.video import blended_curve, exposure_ratio, scaled, scaled_curve
 
-METHODS = ["paper", "closed_form"]
+METHODS = ["plus", "paper", "closed_form"]
 
 
 def flicker(frames):
@@ -28,6 +31,43 @@ def test_exposure_ratio_sees_the_gain_and_not_a_lamp(scene):
     now[:20, :20] = 1.0
     assert exposure_ratio(before, now) == pytest.approx(1.3, rel=1e-6)
     assert exposure_ratio(before * 0, now) == 1
+
+
+def test_a_scaled_curve_does_the_same_to_the_scaled_image(scene):
+    curve = Enhancer().curve(scene)
+    found = scaled_curve(curve, 0.5).map_colours(0.5 * scene)
+    assert np.abs(found - curve.map_colours(scene)).max() < 1e-9
+
+
+def test_curves_blend_to_the_moments_of_the_blended_exponent(scene):
+    """Between two exponents as far apart as a shot's frames, the moments are the image's."""
+    curves = [measured(scene, mean) for mean in (0.37, 0.42)]
+    half = blended_curve(*curves, 0.5)
+    powered = scene**half.exponent
+    assert np.abs(half.channel_mean / powered.mean(axis=(0, 1)) - 1).max() < 0.005
+    assert np.abs(half.channel_deviation / powered.std(axis=(0, 1)) - 1).max() < 0.005
+    black = replace(curves[0], channel_mean=np.zeros(3))
+    assert (blended_curve(black, curves[1], 0.5).channel_mean > 0).all()
+
+
+def measured(scene, mean):
+    exponent = exponent_for_mean(scene @ LUMA, mean)
+    powered = scene**exponent
+    y = powered @ LUMA
+    moments = powered.mean(axis=(0, 1)), powered.std(axis=(0, 1)), y.mean(), y.std()
+    return ToneCurve(exponent, *moments, slope=0.6, chroma=0.6, middle=0.5, detail=0.9)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float64])
+def test_the_first_frame_of_plus_is_the_still_image(scene, kind):
+    frame = (scene * (1 if kind is np.float64 else np.iinfo(kind).max)).astype(kind)
+    out = VideoEnhancer("plus").enhance(frame)
+    assert out.dtype == kind
+    assert np.abs(out.astype(float) - enhance(frame, "plus")).max() < 1e-3
+    again = VideoEnhancer("plus", threads=1)
+    for _ in range(5):
+        last = again.enhance(frame)  # a still scene stays what it is
+    assert np.abs(last.astype(float) - out).max() <= (1 if kind is not np.float64 else 1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -61,8 +101,18 @@ def test_a_lamp_does_not_pump_and_a_cut_is_seen(scene, method):
     assert np.array_equal(after_cut, VideoEnhancer(method).enhance(other))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_jump_of_the_exposure_starts_anew(scene, method):
+    bright, dark = (np.rint(65535 * g * scene).astype(np.uint16) for g in (1.0, 0.3))
+    video = VideoEnhancer(method)
+    video.enhance(bright)
+    out = video.enhance(dark)
+    assert video.cuts == 1
+    assert np.array_equal(out, VideoEnhancer(method).enhance(dark))
+
+
 def test_bad_arguments(scene):
-    for options in ({"method": "plus"}, {"half_life": -1.0}, {"frame_rate": 0.0}):
+    for options in ({"method": "auto"}, {"half_life": -1.0}, {"frame_rate": 0.0}):
         with pytest.raises(InputError, match=next(iter(options))):
             VideoEnhancer(**options)
     black = np.zeros((4, 4, 3), np.uint8)

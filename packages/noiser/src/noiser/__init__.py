@@ -10,7 +10,7 @@ from noiser.network import SelfRegressionModel
 from noiser.noise import noise_image
 from noiser.passes import apply_network, collect_statistics
 from noiser.statistics import FoldedModel, PatchStatistics, fold, patch_statistics
-from noiser.training import TrainingLog, TrainingRecipe, train
+from noiser.training import TrainingLog, TrainingRecipe, train, train_many
 from noiser.video import VideoEnhancer
 
 __all__ = [
@@ -37,4 +37,5 @@ __all__ = [
     "patch_statistics",
     "pretrained",
     "train",
+    "train_many",
 ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from noiser.assess import assess
 from noiser.batch import Outcome, plan, run_jobs, take_shard
@@ -27,17 +23,16 @@ from noiser.comparison import (
     operators,
 )
 from noiser.cube import Cube
-from noiser.enhancement import Denoise, Enhancer, Method, Settings, pretrained
+from noiser.enhancement import Denoise, Enhancer, Method, Settings
 from noiser.errors import InputError
 from noiser.files import make_folder, write_atomically
-from noiser.gallery import gallery_page
+from noiser.gallery import gallery_page, pixels_of
 from noiser.image_array import Padding
 from noiser.images import read_picture
+from noiser.model_commands import bench_command, export_command, train_command
 from noiser.network import SelfRegressionModel
-from noiser.noise import NoiseKind
-from noiser.onnx_export import to_onnx
-from noiser.speed import SIZES, measure_speed
-from noiser.training import TrainingLog, TrainingRecipe, train
+from noiser.progress import progress_bar
+from noiser.summaries import assess_page
 from noiser.video import VideoMethod
 from noiser.video_files import enhance_video
 
@@ -80,81 +75,10 @@ app = App(
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
 )
+app.command(train_command, name="train")
+app.command(export_command, name="export")
+app.command(bench_command, name="bench")
 _PARTIAL = 4
-
-
-@contextmanager
-def _progress(label: str, total: int) -> Iterator[Progress]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(label),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        progress.add_task(label, total=total)
-        yield progress
-
-
-@app.command(name="train")
-def train_command(
-    *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    channels: int = 18,
-    noise: NoiseKind = "gaussian",
-    sigma: float = 3.0,
-    tv_weight: float = 1.0,
-    steps: int = 2000,
-    size: int = 104,
-    seed: int = 0,
-) -> int:
-    """Train a network on noise and save it as JSON.
-
-    Example: noiser train --channels 18 --seed 0 -o srm.json
-
-    Parameters
-    ----------
-    output
-        File to write.
-    channels
-        Hidden channels; 18 gives 993 parameters.
-    noise
-        Kind of the training images.
-    sigma
-        Standard deviation of the noise.
-    tv_weight
-        Weight of the total variation.
-    steps
-        Noise images seen.
-    size
-        Their height and width in pixels.
-    seed
-        Of weights and noise.
-    """
-    # Checked before the work, not after it.
-    TrainingRecipe(channels, noise, sigma, tv_weight=tv_weight, steps=steps, size=size, seed=seed)
-    make_folder(output.parent)
-    if output.is_dir():
-        raise InputError(f"output={str(output)!r} is a folder: name a file, for instance srm.json")
-    log = TrainingLog()
-    with _progress("training", steps) as progress:
-        model = train(
-            channels,
-            noise,
-            sigma,
-            tv_weight=tv_weight,
-            steps=steps,
-            size=size,
-            seed=seed,
-            log=log,
-            on_step=lambda step: progress.update(progress.task_ids[0], completed=step),
-        )
-    model.save(output)
-    l1, tv = log.final()
-    print(f"{output}: {model.parameters} parameters, final losses L1 {l1:.4f}, TV {tv:.4f}")
-    return 0
 
 
 @app.command(name="enhance")
@@ -237,7 +161,7 @@ def enhance_command(
     jobs = take_shard(plan(images, out, recursive, None if format == "keep" else format), shard)
     outcomes: list[Outcome] = []
     wanted = bool(report or gallery or json)
-    with _progress("enhancing", len(jobs)) as progress:
+    with progress_bar("enhancing", len(jobs)) as progress:
         for outcome in run_jobs(jobs, enhancer, resume, wanted):
             outcomes.append(outcome)
             progress.update(progress.task_ids[0], completed=len(outcomes))
@@ -275,6 +199,7 @@ def assess_command(
     images: Annotated[list[Path], Parameter(negative="")],
     *,
     recursive: bool = False,
+    page: Path | None = None,
     json: bool = False,
 ) -> int:
     """Tell how images are exposed and what the method auto would do.
@@ -287,6 +212,8 @@ def assess_command(
         Files or folders.
     recursive
         Look into sub-folders.
+    page
+        HTML page with the images and their histograms.
     json
         Print one JSON document.
     """
@@ -306,6 +233,10 @@ def assess_command(
                 f"{name}: {report.recommendation}, mean {report.mean:.2f}, dark {report.under:.0%},"
                 f" bright {report.over:.0%}, cast {report.cast:.2f}, noise {report.noise_sigma:.4f}"
             )
+    if page is not None:
+        shown = [(name, pixels_of(Path(name)), report) for name, report in found.items()]
+        write_atomically(page, assess_page(shown).encode())
+        print(page, file=sys.stderr)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 0 if not failures else _PARTIAL if found else 2
@@ -370,7 +301,7 @@ def video_command(
     output
         File to write; its suffix chooses the container.
     method
-        paper (the network) or closed_form.
+        paper (the network), plus (tone curve with kept colours and detail) or closed_form.
     model
         Network written by 'noiser train'; without it, the one that ships with the package.
     half_life
@@ -427,7 +358,7 @@ def compare_command(
     chosen = operators(name.strip() for name in methods.split(",") if name.strip())
     jobs = plan(images, Path(), recursive)
     found = []
-    with _progress("comparing", len(jobs)) as progress:
+    with progress_bar("comparing", len(jobs)) as progress:
         for one in compare_files((job.source for job in jobs), chosen, reference):
             found.append(one)
             progress.update(progress.task_ids[0], completed=len(found))
@@ -473,7 +404,7 @@ def webcam_command(
     seconds
         Length of the recording, by the camera's frame rate.
     method
-        paper (the network) or closed_form.
+        paper (the network), plus (tone curve with kept colours and detail) or closed_form.
     half_life
         Seconds after which a change of the content has half arrived.
     threads
@@ -487,58 +418,6 @@ def webcam_command(
         device, output, method, None, half_life, threads=threads, device=driver, seconds=seconds
     )
     print(f"{output}: {count} frames")
-    return 0
-
-
-@app.command(name="export")
-def export_command(
-    model: Path | None = None,
-    *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    padding: Padding = "reflect",
-) -> int:
-    """Write a network as an ONNX model of any image size.
-
-    Example: noiser export srm.json -o srm.onnx
-
-    Parameters
-    ----------
-    model
-        Network written by 'noiser train'; without it, the one that ships with the package.
-    output
-        .onnx file to write.
-    padding
-        Border rule of the network.
-    """
-    network = pretrained() if model is None else SelfRegressionModel.load(model)
-    write_atomically(output, to_onnx(network, padding))
-    print(output)
-    return 0
-
-
-@app.command(name="bench")
-def bench_command(
-    *, size: Literal["600x400", "1080p", "4k", "8k"] = "1080p", repeats: int = 5, json: bool = False
-) -> int:
-    """Time the methods on one thread, beside torch and OpenCV where they are installed.
-
-    Example: noiser bench --size 4k
-
-    Parameters
-    ----------
-    size
-        Of the image.
-    repeats
-        Of which the median is taken.
-    json
-        Print one JSON document.
-    """
-    timings = measure_speed(pretrained(), *SIZES[size], repeats)
-    if json:
-        print(dumps([asdict(timing) for timing in timings], indent=1))
-        return 0
-    for t in timings:
-        print(f"{t.name:28} {t.milliseconds:9.2f} ms {t.megapixels_per_second:8.1f} MPix/s")
     return 0
 
 
@@ -560,7 +439,7 @@ def demo_command(*, out: Path, seed: int = 0) -> int:
         raise InputError(f"module={missing[0]!r} is missing: pip install 'noiser[demo]'")
     from noiser.demo import run_demo
 
-    with _progress("training", 2000) as progress:
+    with progress_bar("training", 2000) as progress:
         result = run_demo(
             out,
             seed,

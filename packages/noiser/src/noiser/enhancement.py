@@ -14,7 +14,7 @@ from noiser.assess import correction
 from noiser.backends import Backend, check_backend, run_backend
 from noiser.environment import available_cores
 from noiser.errors import InputError
-from noiser.fast_tone import fast_plus
+from noiser.fast_tone import fast_curve, fast_light, reduced_luma
 from noiser.image_array import Padding, check_image, check_padding, full_scale
 from noiser.metrics import as_float, luma
 from noiser.native import histograms, instruction_set, lookup
@@ -173,11 +173,12 @@ class Enhancer:
         if fast and instruction_set() != "numpy":
             # Floats are treated with the 65536 levels that a power table can hold.
             levels = image if image.dtype.kind == "u" else to_type(image, np.dtype(np.uint16))
+            levels = np.ascontiguousarray(levels)
             exact = settings.target == "auto" and settings.black_point is None
             same_type = exact and image.dtype.name != "float64"
             out = np.empty(image.shape, image.dtype if same_type else np.float32)
-            dial = (settings.contrast, settings.chroma, strength if exact else 1.0)
-            lit = fast_plus(levels, *dial, self._threads, out)
+            curve, small = fast_curve(levels, settings.contrast, settings.chroma, self._threads)
+            lit = fast_light(levels, curve, small, strength if exact else 1.0, self._threads, out)
             if exact:
                 return lit.astype(image.dtype, copy=False)
             value = self._finish(lit.astype(np.float64))
@@ -208,8 +209,31 @@ class Enhancer:
 
     def curve(self, image: Num[np.ndarray, "height width 3"]) -> ToneCurve:
         """Measure the tone curve of the method "plus"."""
-        settings = self.settings
-        return measure_curve(as_float(image), settings.contrast, settings.chroma)[0]
+        dials = (self.settings.contrast, self.settings.chroma)
+        if image.dtype.kind == "u" and instruction_set() != "numpy":
+            return fast_curve(np.ascontiguousarray(image), *dials, self._threads)[0]
+        return measure_curve(as_float(image), *dials)[0]
+
+    def run_curve(
+        self, image: Num[np.ndarray, "height width 3"], curve: ToneCurve
+    ) -> Num[np.ndarray, "height width 3"]:
+        """Apply a given tone curve in full, with base and detail of this image.
+
+        Parameters
+        ----------
+        image : (height, width, 3) uint8, uint16 or float in [0, 1]
+        curve : of this image, or of a shot that it belongs to
+
+        Returns
+        -------
+        image of the same shape and type
+        """
+        if image.dtype.kind == "u" and instruction_set() != "numpy":
+            image = np.ascontiguousarray(image)
+            small = reduced_luma(image, curve.exponent, self._threads)[0]
+            return fast_light(image, curve, small, 1.0, self._threads, np.empty_like(image))
+        powered = np.clip(as_float(image), 0, 1) ** curve.exponent
+        return to_type(light(curve, powered), image.dtype)
 
     def map_colours(
         self, image: Num[np.ndarray, "height width 3"], rgb: Float[np.ndarray, "*shape 3"]

@@ -15,7 +15,7 @@ import numpy as np
 from noiser.errors import InputError
 from noiser.image_array import Padding, full_scale
 from noiser.statistics import FoldedModel, PatchStatistics, summarise
-from noiser.tone import DETAIL, MOST_GAIN, ToneCurve
+from noiser.tone import GAIN_FLOOR, MOST_GAIN, ToneCurve
 
 if TYPE_CHECKING:
     from jaxtyping import Num, UInt8
@@ -221,9 +221,11 @@ def run_tone(
         curve.luma_mean,
         curve.slope / curve.luma_deviation,
         curve.chroma,
-        DETAIL,
+        curve.detail,
         MOST_GAIN,
         strength,
+        curve.middle,
+        GAIN_FLOOR,
     )
     slope_map, offset_map = (np.ascontiguousarray(m, dtype=np.float32) for m in maps)
     _native.tone_rows(

@@ -29,10 +29,10 @@ _MAPPED_BAND = 256
 _WIDEST = 2**21
 
 
-def check_threads(threads: int) -> None:
+def check_threads(threads: int, name: str = "threads") -> None:
     """Raise unless `threads` is a number of threads."""
     if not 1 <= threads <= 1024:
-        raise InputError(f"threads={threads} is not allowed: an integer in 1 ... 1024")
+        raise InputError(f"{name}={threads} is not allowed: an integer in 1 ... 1024")
 
 
 def _band_height(image: np.ndarray, tile: int | None) -> int:

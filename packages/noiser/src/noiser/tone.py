@@ -8,7 +8,7 @@ luma the curve acts on a smooth base, and the detail is added back; (4) both are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 LUMA = np.array([0.299, 0.587, 0.114])
 BINS = 4096
-# Share of the detail that goes back on the lit base, and eps of the base.
-DETAIL, BASE_EPS = 0.9, 0.01
+# eps of the base: variance above which a structure counts as an edge.
+BASE_EPS = 0.01
 # Half a step of an 8-bit image: flat images must not amplify their rounding.
 DEVIATION_FLOOR = 0.5 / 255
 # Brightest factor by which the colours of a pixel may be scaled.
 MOST_GAIN = 16.0
+# Luma below which that factor stops to grow: colours of nearly black pixels are mostly noise.
+GAIN_FLOOR = 0.02
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class ToneCurve:
     luma_mean, luma_deviation : of the luma after the power
     slope : factor before the tanh
     chroma : share of the curve that keeps the colours, 0 ... 1
+    middle : value that the mean becomes
+    detail : share of the detail that goes back on the lit base
     """
 
     exponent: float
@@ -48,11 +52,13 @@ class ToneCurve:
     luma_deviation: float
     slope: float
     chroma: float
+    middle: float
+    detail: float
 
     def on_luma(self, base: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """Light the luma (after the power)."""
         z = (base - self.luma_mean) / self.luma_deviation
-        return np.asarray(0.5 + 0.5 * np.tanh(self.slope * z))
+        return np.asarray(self.middle + 0.5 * np.tanh(self.slope * z))
 
     def combine(
         self, powered: Float[np.ndarray, "*shape 3"], lit: Float[np.ndarray, "*shape"]
@@ -65,8 +71,8 @@ class ToneCurve:
         lit : wanted luma
         """
         z = (powered - self.channel_mean) / self.channel_deviation
-        gray_world = 0.5 + 0.5 * np.tanh(self.slope * z)
-        gain = np.minimum(lit / np.maximum(powered @ LUMA, 1e-3), MOST_GAIN)
+        gray_world = self.middle + 0.5 * np.tanh(self.slope * z)
+        gain = np.minimum(lit / np.maximum(powered @ LUMA, GAIN_FLOOR), MOST_GAIN)
         kept = np.minimum(powered * gain[..., None], 1)
         mixed = (1 - self.chroma) * gray_world + self.chroma * kept
         return np.asarray(np.clip(mixed, 0, 1))
@@ -96,8 +102,22 @@ def exponent_of_histogram(counts: np.ndarray, mean: float) -> float:
     return float(2.0 ** ((low + high) / 2))
 
 
-def dials(mean_luma: float, contrast: float, chroma: float) -> tuple[float, float, float]:
-    """Choose mean after the power, slope before the tanh and share of kept colour.
+class Dials(NamedTuple):
+    """What the brightness of an image decides about its curve; see `ToneCurve`."""
+
+    mean: float  # of the luma after the power
+    slope: float
+    chroma: float
+    middle: float
+    detail: float
+
+    def of_curve(self) -> dict[str, float]:
+        """Those that a `ToneCurve` takes as they are."""
+        return {name: value for name, value in self._asdict().items() if name != "mean"}
+
+
+def dials(mean_luma: float, contrast: float, chroma: float) -> Dials:
+    """Choose the constants of the curve.
 
     Parameters
     ----------
@@ -106,21 +126,27 @@ def dials(mean_luma: float, contrast: float, chroma: float) -> tuple[float, floa
 
     Notes
     -----
-    Dark images take a steeper curve and a lower mean than bright ones: slope 0.7 and mean 0.37
-    below a mean luma of 0.25, 0.5 and 0.5 above 0.75, linear between. These numbers, the radius
-    and eps of the base and the share of kept colour were chosen on every second scene of 60 real
-    exposure brackets; benchmarks/bench_brackets.py reports the other half apart.
+    Dark images take a steeper curve, a lower mean and more detail than bright ones: one set of
+    constants below a mean luma of 0.25, one above 0.75, linear between. They, the radius and eps of
+    the base and the floor of the gain were chosen on every second scene of 60 real exposure
+    brackets; benchmarks/bench_brackets.py reports the other half apart.
     """
     brightness = min(max((mean_luma - 0.25) / 0.5, 0.0), 1.0)
-    slope = (0.7 - 0.2 * brightness) * contrast / 0.5
     share = 0.65 - 0.1 * brightness
-    share = share * chroma / 0.5 if chroma <= 0.5 else share + (1 - share) * (chroma - 0.5) / 0.5
-    return 0.37 + 0.13 * brightness, slope, share
+    return Dials(
+        mean=0.34 + 0.16 * brightness,
+        slope=(0.8 - 0.3 * brightness) * contrast / 0.5,
+        chroma=share * chroma / 0.5
+        if chroma <= 0.5
+        else share + (1 - share) * (chroma - 0.5) / 0.5,
+        middle=0.46 + 0.02 * brightness,
+        detail=0.9 - 0.15 * brightness,
+    )
 
 
 def base_radius(shape: tuple[int, ...]) -> int:
-    """Radius of the base in pixels: 4 % of the longer side."""
-    return max(2, round(0.04 * max(shape[:2])))
+    """Radius of the base in pixels: 8 % of the longer side."""
+    return max(2, round(0.08 * max(shape[:2])))
 
 
 def measure_curve(
@@ -138,8 +164,8 @@ def measure_curve(
     curve, image after its power
     """
     y = rgb @ LUMA
-    mean, slope, share = dials(float(y.mean()), contrast, chroma)
-    exponent = exponent_for_mean(y, mean)
+    dial = dials(float(y.mean()), contrast, chroma)
+    exponent = exponent_for_mean(y, dial.mean)
     powered = rgb**exponent
     y = powered @ LUMA
     curve = ToneCurve(
@@ -148,8 +174,7 @@ def measure_curve(
         channel_deviation=np.maximum(powered.std(axis=(0, 1)), DEVIATION_FLOOR),
         luma_mean=float(y.mean()),
         luma_deviation=max(float(y.std()), DEVIATION_FLOOR),
-        slope=slope,
-        chroma=share,
+        **dial.of_curve(),
     )
     return curve, powered
 
@@ -187,5 +212,5 @@ def light(
         powered = np.clip(np.stack(planes, axis=2) + smooth[..., None], 0, 1)
         y = powered @ LUMA
     base = guided_filter(y, base_radius(y.shape), BASE_EPS)
-    lit = np.clip(curve.on_luma(base) + DETAIL * (y - base), 0, 1)
+    lit = np.clip(curve.on_luma(base) + curve.detail * (y - base), 0, 1)
     return curve.combine(powered, lit)

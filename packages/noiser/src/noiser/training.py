@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from threading import Event
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from noiser.activation import gelu_and_derivative
+from noiser.environment import available_cores
 from noiser.errors import InputError
 from noiser.native import NativeTraining, instruction_set
 from noiser.network import INSTANCE_NORM_EPS, SelfRegressionModel
 from noiser.noise import NOISE_KINDS, NoiseKind, noise_image
+from noiser.passes import check_threads
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -316,3 +320,61 @@ def train(
         "final_tv": round(tv, 6),
     }
     return SelfRegressionModel(weights[0], weights[1], weights[2], weights[3], training)
+
+
+def train_many(
+    seeds: Iterable[int],
+    jobs: int | None = None,
+    on_step: Callable[[int], object] | None = None,
+    logs: list[TrainingLog] | None = None,
+    **recipe: Any,
+) -> list[SelfRegressionModel]:
+    """Train one network per seed, several at a time.
+
+    Parameters
+    ----------
+    seeds : of weights and noise
+    jobs : trainings at a time, each on one thread; None for one per core of the process
+    on_step : called after every step of every training, from several threads
+    logs : receives the losses of every training, in order of the seeds
+    recipe : other arguments of `train`
+
+    Returns
+    -------
+    one SelfRegressionModel per seed, in order; each is what `train` gives for its seed, bit for bit
+
+    Raises
+    ------
+    InputError
+        An argument is out of range.
+
+    Examples
+    --------
+    >>> models = train_many(range(3), steps=5, size=16)
+    >>> [model.training["seed"] for model in models]
+    [0, 1, 2]
+    """
+    if jobs is not None:
+        check_threads(jobs, "jobs")
+    seeds = list(seeds)
+    written = [TrainingLog() for _ in seeds]
+    if logs is not None:
+        logs.extend(written)
+    stop = Event()
+
+    def one(seed: int, log: TrainingLog) -> SelfRegressionModel:
+        def tell(step: int) -> None:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            if on_step is not None:
+                on_step(step)
+
+        return train(seed=seed, on_step=tell, log=log, **recipe)
+
+    # The compiled steps let other threads run.
+    with ThreadPoolExecutor(available_cores() if jobs is None else jobs) as pool:
+        try:
+            return list(pool.map(one, seeds, written))
+        except BaseException:
+            stop.set()  # the others would run to their end first
+            raise

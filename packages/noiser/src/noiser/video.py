@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 
@@ -15,15 +15,19 @@ from noiser.image_array import check_image
 from noiser.metrics import luma
 from noiser.network import SelfRegressionModel
 from noiser.statistics import PatchStatistics
+from noiser.tone import DEVIATION_FLOOR, ToneCurve
 
 if TYPE_CHECKING:
     from jaxtyping import Num
 
-VideoMethod = Literal["paper", "closed_form"]
+VideoMethod = Literal["plus", "paper", "closed_form"]
+State = TypeVar("State", PatchStatistics, ToneCurve)
 # Samples per side of the reduced luma in which frames are compared.
 _GRID = 96
 # Mean change of the exposure-corrected luma, relative to its deviation, that makes a cut.
 _CUT = 0.6
+# A gain beyond this, or below its inverse, is a cut too: no camera's exposure jumps that far.
+_MOST_GAIN = 2.0
 
 
 @dataclass
@@ -31,7 +35,7 @@ class _Shot:
     """What is remembered of the frames since the last cut."""
 
     reduced: np.ndarray
-    statistics: PatchStatistics
+    state: PatchStatistics | ToneCurve
 
 
 def exposure_ratio(before: np.ndarray, now: np.ndarray) -> float:
@@ -66,12 +70,43 @@ def blended(old: PatchStatistics, new: PatchStatistics, share: float) -> PatchSt
     )
 
 
+def scaled_curve(curve: ToneCurve, gain: float) -> ToneCurve:
+    """Tone curve that does to `gain` times the values what `curve` does to the values."""
+    factor = gain**curve.exponent
+    return replace(
+        curve,
+        channel_mean=factor * curve.channel_mean,
+        channel_deviation=factor * curve.channel_deviation,
+        luma_mean=factor * curve.luma_mean,
+        luma_deviation=factor * curve.luma_deviation,
+    )
+
+
+def blended_curve(old: ToneCurve, new: ToneCurve, share: float) -> ToneCurve:
+    """Curve between two, `share` of the new one.
+
+    Notes
+    -----
+    Everything is averaged geometrically: the logarithm of the mean of a power is nearly linear in
+    the exponent, so that the moments stay those of the exponent that they are used with. A channel
+    that was black begins at the deviation floor.
+    """
+
+    def between(a: Any, b: Any) -> Any:
+        floor = DEVIATION_FLOOR
+        return np.maximum(a, floor) ** (1 - share) * np.maximum(b, floor) ** share
+
+    return ToneCurve(**{f.name: between(getattr(old, f.name), getattr(new, f.name))
+                        for f in fields(ToneCurve)})  # fmt: skip
+
+
 class VideoEnhancer:
     """Enhance the frames of a video without flicker and without pumping.
 
     Parameters
     ----------
-    method : "paper" or "closed_form"
+    method : "plus" (tone curve with kept colours and detail), "paper" (the network) or
+        "closed_form" (z-score and tanh)
     model : network of the method "paper"; None for the one that ships with the package
     half_life : seconds after which a change of the content has half arrived; 0 for none
     frame_rate : frames per second
@@ -87,7 +122,9 @@ class VideoEnhancer:
     A frame's own statistics would cancel every change of the exposure, but a lamp that comes into
     view would darken the rest at once. Smoothed statistics do the opposite. Here the gain between
     two frames is estimated and applied to the remembered statistics at once; only what is left,
-    the change of the content, is smoothed. A cut starts anew.
+    the change of the content, is smoothed. A cut starts anew, and so does a jump of the exposure by
+    more than one stop. Of "plus", the whole tone curve is
+    remembered in this way; base and detail are those of the frame.
 
     Examples
     --------
@@ -152,10 +189,14 @@ class VideoEnhancer:
         check_image(frame)
         if is_one_colour(frame):
             return frame.copy()
-        measured = self._enhancer.statistics(frame)
         step = max(1, max(frame.shape[:2]) // _GRID)
         reduced = luma(frame[::step, ::step])
-        statistics = self._remember(reduced, measured)
+        if self._enhancer.settings.method == "plus":
+            curve = self._remember(
+                reduced, self._enhancer.curve(frame), scaled_curve, blended_curve
+            )
+            return self._enhancer.run_curve(frame, curve)
+        statistics = self._remember(reduced, self._enhancer.statistics(frame), scaled, blended)
         if self._enhancer.settings.method == "paper":
             return self._enhancer.run_network(frame, statistics, np.empty_like(frame))
         return zscore_of(
@@ -166,18 +207,24 @@ class VideoEnhancer:
             self._enhancer.settings.threads,
         )
 
-    def _remember(self, reduced: np.ndarray, measured: PatchStatistics) -> PatchStatistics:
+    def _remember(
+        self,
+        reduced: np.ndarray,
+        measured: State,
+        scale: Callable[[State, float], State],
+        blend: Callable[[State, State, float], State],
+    ) -> State:
+        """Follow the exposure at once and the content slowly; `measured` anew after a cut."""
         shot = self._shot
-        if shot is None or shot.reduced.shape != reduced.shape:
-            statistics = measured
-        else:
+        state = measured
+        if shot is not None and shot.reduced.shape == reduced.shape:
             gain = exposure_ratio(shot.reduced, reduced)
             expected = np.clip(gain * shot.reduced, 0, 1)
             change = float(np.abs(reduced - expected).mean())
-            if change > _CUT * max(float(expected.std()), 2 / 255):
+            jump = max(gain, 1 / gain) > _MOST_GAIN
+            if jump or change > _CUT * max(float(expected.std()), 2 / 255):
                 self.cuts += 1
-                statistics = measured
             else:
-                statistics = blended(scaled(shot.statistics, gain), measured, self._share)
-        self._shot = _Shot(reduced, statistics)
-        return statistics
+                state = blend(scale(cast("State", shot.state), gain), measured, self._share)
+        self._shot = _Shot(reduced, state)
+        return state
