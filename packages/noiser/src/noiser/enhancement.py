@@ -333,8 +333,8 @@ def _compress(rgb: np.ndarray, mean: np.ndarray, deviation: np.ndarray, slope: f
 
 def zscore_of(
     image: Num[np.ndarray, "height width 3"],
-    mean: Float[np.ndarray, 3],
-    deviation: Float[np.ndarray, 3],
+    mean: Float[np.ndarray, " 3"],
+    deviation: Float[np.ndarray, " 3"],
     slope: float,
     threads: int | None = None,
 ) -> Num[np.ndarray, "height width 3"]:

@@ -58,7 +58,7 @@ class SelfRegressionModel:
     conv1_weight: Float[np.ndarray, "channels 3 3 3"]
     conv1_bias: Float[np.ndarray, channels]
     conv2_weight: Float[np.ndarray, "3 channels 3 3"]
-    conv2_bias: Float[np.ndarray, 3]
+    conv2_bias: Float[np.ndarray, " 3"]
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ class NiqeModel:
     source : what it was fitted on, in words
     """
 
-    mean: Float[np.ndarray, 36]
+    mean: Float[np.ndarray, " 36"]
     covariance: Float[np.ndarray, "36 36"]
     source: str = ""
 

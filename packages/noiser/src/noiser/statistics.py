@@ -36,16 +36,16 @@ class PatchStatistics:
     """
 
     count: int
-    mean: Float[np.ndarray, 27]
+    mean: Float[np.ndarray, " 27"]
     covariance: Float[np.ndarray, "27 27"]
 
     @property
-    def channel_mean(self) -> Float[np.ndarray, 3]:
+    def channel_mean(self) -> Float[np.ndarray, " 3"]:
         """Mean of red, green and blue at the patch centre, in [0, 1]."""
         return (self.mean.reshape(3, 3, 3)[:, 1, 1] + 1) / 2
 
     @property
-    def channel_deviation(self) -> Float[np.ndarray, 3]:
+    def channel_deviation(self) -> Float[np.ndarray, " 3"]:
         """Standard deviation of red, green and blue at the patch centre, full scale 1."""
         centre = np.arange(3) * 9 + 4
         variance: np.ndarray = np.maximum(self.covariance[centre, centre], 0)
@@ -71,7 +71,7 @@ class FoldedModel:
     conv1_weight: Float[np.ndarray, "channels 27"]
     conv1_bias: Float[np.ndarray, " channels"]
     conv2_weight: Float[np.ndarray, "3 channels 3 3"]
-    conv2_bias: Float[np.ndarray, 3]
+    conv2_bias: Float[np.ndarray, " 3"]
 
 
 def row_patches(rows: Num[np.ndarray, "3 padded_width 3"]) -> Num[np.ndarray, "27 width"]:

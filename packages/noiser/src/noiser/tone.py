@@ -46,8 +46,8 @@ class ToneCurve:
     """
 
     exponent: float
-    channel_mean: Float[np.ndarray, 3]
-    channel_deviation: Float[np.ndarray, 3]
+    channel_mean: Float[np.ndarray, " 3"]
+    channel_deviation: Float[np.ndarray, " 3"]
     luma_mean: float
     luma_deviation: float
     slope: float
