@@ -164,7 +164,7 @@ def warm_finish(offset_s, snr_density, bits, bandwidth_hz, out):  # type: ignore
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
 def solve(offset_s, snr_density, bits, bandwidth_hz):  # type: ignore[no-untyped-def]
-    """Common finishing time, d(sum of bandwidths)/dT and the bandwidths; inf where there is none.
+    """Find the common finishing time, d(sum of bandwidths)/dT and the bandwidths; inf if none.
 
     Time is counted from the last offset, so that seconds on air are exact.
     """

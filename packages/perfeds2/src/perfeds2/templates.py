@@ -28,6 +28,6 @@ img{max-width:100%}figure{margin:1.2rem 0}figcaption{font-size:.9rem;color:#555}
 </table></div>{% endfor %}
 {% for f in figures %}<h2>{{ f.title }}</h2><figure><img src="{{ f.src }}" alt="{{ f.title }}">
 <figcaption>{{ f.caption }}</figcaption></figure>{% endfor %}
-<p>perfeds2 {{ version }}, seed {{ seed }}</p>
+<p>perfeds2 {{ version }}{% if seed is not none %}, seed {{ seed }}{% endif %}</p>
 </body></html>
 """
