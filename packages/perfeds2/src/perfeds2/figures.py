@@ -157,7 +157,10 @@ def round_lengths(close_s: Float[np.ndarray, " rounds"]) -> Figure:
     lengths = np.diff(close_s, prepend=0.0)
     ax.plot(np.arange(len(lengths)), lengths, color=COLOURS[0], lw=1)
     ax.axhline(lengths.mean(), color="#555555", lw=0.9, ls="--", label=f"mean {lengths.mean():.3g}")
-    ax.set_ylim(bottom=0)
+    if lengths.max() > 10 * np.median(lengths):  # the first round waits for a first update
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
     ax.set_xlabel("round")
     ax.set_ylabel("simulated seconds")
     ax.legend(loc="upper right")
