@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .compare import FormResult
 from .files import write_atomic
@@ -145,7 +146,7 @@ def staleness_histogram(tau: Int[np.ndarray, " updates"]) -> Figure:
     if len(counts) > 40:
         ax.set_yscale("log")
     else:
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("staleness (rounds)")
     ax.set_ylabel("updates")
     return fig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .figures import COLOURS, figure
 from .tuning import Tuning
@@ -42,7 +43,7 @@ def tuning_curve(tuning: Tuning) -> Figure:
     best = tuning.best
     ax.plot([best.participants], [best.seconds], "o", ms=10, color=COLOURS[1], label="chosen")
     ax.set_yscale("log")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("participants A")
     ax.set_ylabel("simulated seconds")
     ax.legend(loc="best")
