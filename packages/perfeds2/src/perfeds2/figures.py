@@ -142,8 +142,9 @@ def staleness_histogram(tau: Int[np.ndarray, " updates"]) -> Figure:
     """Draw a histogram of staleness."""
     fig, ax = figure()
     counts = np.bincount(tau) if len(tau) else np.zeros(1)
-    ax.bar(np.arange(len(counts)), counts, color=COLOURS[0])
-    if len(counts) > 40:
+    many = len(counts) > 40
+    ax.bar(np.arange(len(counts)), counts, width=1.0 if many else 0.8, color=COLOURS[0])
+    if many:
         ax.set_yscale("log")
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
