@@ -5,12 +5,9 @@ Wider than the grid of `bench_mnist.py`: more numbers of participants, both poli
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
-from _common import goal, options, table, write
+from _common import data_file, goal, options, table, write
 from perfeds2 import ExperimentConfig, Simulation
 from perfeds2.compare import TUNING_SEED, parse_form
 from perfeds2.data import load_data
@@ -30,11 +27,7 @@ def main() -> None:
     args = options(
         "bench_mnist_settings",
         __doc__,
-        mnist={
-            "type": Path,
-            "default": os.environ.get("PERFEDS2_MNIST"),
-            "help": "npz with train_<ue>_x ... of 20 UEs; PERFEDS2_MNIST does the same",
-        },
+        mnist=data_file("PERFEDS2_MNIST", "npz with train_<ue>_x ... of 20 UEs"),
     )
     if not args.mnist:
         print("bench_mnist_settings: left out, give --mnist FILE or PERFEDS2_MNIST")

@@ -6,12 +6,11 @@ and the forms are measured on two others.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from _common import goal, options, table, write
+from _common import data_file, goal, options, table, write
 from bench_time_to_target import as_table
 from perfeds2 import ExperimentConfig, Simulation
 from perfeds2.compare import TUNING_SEED, FormResult, parse_form, ratio_interval
@@ -58,11 +57,7 @@ def main() -> None:
     args = options(
         "bench_shakespeare",
         __doc__,
-        play={
-            "type": Path,
-            "default": os.environ.get("PERFEDS2_PLAY"),
-            "help": "text with lines 'Name:' before each speech; PERFEDS2_PLAY does the same",
-        },
+        play=data_file("PERFEDS2_PLAY", "text with lines 'Name:' before each speech"),
     )
     if not args.play:
         print("bench_shakespeare: left out, give --play FILE or PERFEDS2_PLAY")

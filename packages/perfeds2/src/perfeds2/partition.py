@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from .errors import require
 
-Parts = list[Int[np.ndarray, "samples"]]
+Parts = list[Int[np.ndarray, " samples"]]
 
 
 def manifest_hash(parts: Sequence[Int[np.ndarray, " samples"]]) -> str:

@@ -33,7 +33,7 @@ class Plan:
     """
 
     schedule: Bool[np.ndarray, "rounds ues"]
-    close_s: Float[np.ndarray, rounds]
+    close_s: Float[np.ndarray, " rounds"]
 
     @property
     def total_s(self) -> float:
