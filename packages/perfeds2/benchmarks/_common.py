@@ -27,6 +27,15 @@ def options(name: str, text: str, **extra: Any) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def data_file(variable: str, what: str) -> dict[str, Any]:
+    """Option for a data file that the package does not ship."""
+    return {
+        "type": Path,
+        "default": os.environ.get(variable),
+        "help": f"{what}; {variable} does the same",
+    }
+
+
 def seconds(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
     function()

@@ -6,10 +6,11 @@ import resource
 import time
 from types import SimpleNamespace
 
+import numba as nb
 import numpy as np
 import simpy
 from _common import goal, interleaved, median, options, seconds, spread, table, write
-from perfeds2 import ExperimentConfig, System, build_system
+from perfeds2 import ExperimentConfig, System, _events, build_system
 from perfeds2.clock import IndependentClock, TimingLog
 from perfeds2.selftime import timing_config
 
@@ -141,6 +142,30 @@ def against_flgo(ues: int, participants: int, slowest: int, ticks: int, repeats:
     return same, times, len(theirs)
 
 
+@nb.njit
+def turn_heap(times, ues, size, count, durations):
+    """Take the next UE out of the heap and put it back later, `count` times."""
+    for _ in range(count):
+        t, u = times[0], ues[0]
+        size = _events.heap_pop(times, ues, size)
+        size = _events.heap_push(times, ues, size, t + durations[u], u)
+
+
+def heap_ns(ues: int, slowest: int, updates: int, repeats: int = 9) -> float:
+    """Nanoseconds per update that the heap alone takes in the run against FLGo."""
+    durations = np.random.default_rng(0).integers(1, slowest + 1, ues).astype(float)
+    config = timing_config(ues, 1).with_(system={"fading": False})
+    clock = IndependentClock(fixed_system(config, durations), config)
+    turn_heap(clock.heap_t.copy(), clock.heap_u.copy(), ues, 1, durations)
+    spent = []
+    for _ in range(repeats):
+        times, ids = clock.heap_t.copy(), clock.heap_u.copy()
+        start = time.perf_counter()
+        turn_heap(times, ids, ues, updates, durations)
+        spent.append(time.perf_counter() - start)
+    return median(spent) / updates * 1e9
+
+
 def main() -> None:
     args = options("bench_clock", __doc__)
     repeats = 3 if args.quick else 5
@@ -179,27 +204,36 @@ def main() -> None:
     if FLGO_MISSING:
         print(f"FLGo left out: {FLGO_MISSING}")
     else:
-        ratios, equal = {}, True
         ticks = 100
         for slowest in (2000, 20_000):
-            same, times, updates = against_flgo(size, size // 1000, slowest, ticks, 3)
-            ratios[slowest] = median(times["FLGo"]) / median(times["ours"])
-            equal = equal and same
-            rows.append([f"FLGo, slowest UE {slowest} ticks", size, updates, median(times["ours"]),
-                         median(times["FLGo"]), ratios[slowest], same])  # fmt: skip
-        goals.append(
-            goal(
-                "against FLGo's tick clock, n = 10^5, same latencies",
-                "at least 1000 times faster",
-                f"{ratios[2000]:.0f} times at 1/2000 of the slowest job per tick, "
-                f"{ratios[20_000]:.0f} times at 1/20000, over {ticks} ticks; first arrivals "
-                f"identical: {equal}",
-                max(ratios.values()) >= 1000 and equal and size == 100_000,
+            same, times, updates = against_flgo(size, size // 1000, slowest, ticks, 5)
+            ours, theirs = median(times["ours"]), median(times["FLGo"])
+            ratio = theirs / ours
+            rows.append([f"FLGo, slowest UE {slowest} ticks", size, updates, ours, theirs, ratio,
+                         same])  # fmt: skip
+            note = (
                 "FLGo closes a round at a tick with all arrivals of that tick, so rounds differ "
                 "where arrivals share a tick; its cost grows with ticks x UEs, ours with arrivals; "
-                "starting the UEs is left out on both sides",
+                "starting the UEs is left out on both sides"
             )
-        )
+            if ratio < 1000:
+                note = (
+                    f"the coarser FLGo's tick, the less it costs. Ours takes "
+                    f"{ours / updates * 1e9:.0f} ns per update, of which the heap alone is "
+                    f"{heap_ns(size, slowest, updates):.0f} ns; the bar leaves "
+                    f"{theirs / updates * 1e6:.0f} ns for an update, so no heap would "
+                    "reach it (a calendar queue was not tried)"
+                )
+            goals.append(
+                goal(
+                    f"against FLGo's tick clock, n = 10^5, {slowest} ticks for the slowest job",
+                    "at least 1000 times faster",
+                    f"{ratio:.0f} times over {ticks} ticks, {updates} updates; first arrivals "
+                    f"identical: {same}",
+                    ratio >= 1000 and same and size == 100_000,
+                    note,
+                )
+            )
     write(
         args.out,
         "bench_clock",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
-from _common import options, write
+from _common import data_file, options, write
 from bench_time_to_target import as_table, choose_semi, verdicts
 from perfeds2 import ExperimentConfig
 from perfeds2.compare import compare
@@ -21,11 +18,7 @@ def main() -> None:
     args = options(
         "bench_mnist",
         __doc__,
-        mnist={
-            "type": Path,
-            "default": os.environ.get("PERFEDS2_MNIST"),
-            "help": "npz with train_<ue>_x ... of 20 UEs; PERFEDS2_MNIST does the same",
-        },
+        mnist=data_file("PERFEDS2_MNIST", "npz with train_<ue>_x ... of 20 UEs"),
     )
     if not args.mnist:
         print("bench_mnist: left out, give --mnist FILE or PERFEDS2_MNIST")

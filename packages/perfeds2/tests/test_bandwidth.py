@@ -21,6 +21,7 @@ from perfeds2 import (
     rate_bit_per_s,
     snr_for_load,
 )
+from perfeds2._finish import common_finish, warm_finish
 from perfeds2.verify import GOLDEN_FINISH_S, GOLDEN_SNR
 from scipy.optimize import brentq, minimize
 
@@ -108,6 +109,27 @@ def test_finishing_time_within_1e12_of_mpmath():
                               list(map(mpmath.mpf, z)), mpmath.mpf(band))  # fmt: skip
         worst = max(worst, float(abs(mpmath.mpf(found.finish_s) / exact - 1)))
     assert worst < 1e-12
+
+
+def test_warm_iteration_equals_the_safeguarded_one():
+    """Two iterations for one root: roots carried along, and every rate inverted anew."""
+    g = np.random.default_rng(4)
+    gave_up = 0
+    for k in range(3000):
+        n = int(g.integers(1, 4 if k % 2 else 40))
+        a = g.uniform(0, 5, n) * (k % 3 > 0)
+        a -= a.max()
+        s, z, band = 10 ** g.uniform(3, 10, n), 10 ** g.uniform(1, 8, n), 10 ** g.uniform(3, 8)
+        slow, fast = np.empty(n), np.empty(n)
+        t, slope = common_finish(a, s, z, band, slow)
+        found, found_slope = warm_finish(a, s, z, band, fast)
+        if found == np.inf:
+            gave_up += 1
+            continue
+        assert found == pytest.approx(t, rel=1e-13)
+        np.testing.assert_allclose(fast / band, slow / band, atol=1e-9)
+        assert found_slope == pytest.approx(slope, rel=1e-5)
+    assert gave_up < 30
 
 
 def test_against_brentq_on_the_rates():

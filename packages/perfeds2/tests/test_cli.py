@@ -31,6 +31,15 @@ def fails(capsys, code, *arguments):
     return text
 
 
+def whole_page(path):
+    """Count the embedded figures of a page that needs no network."""
+    page = path.read_text()
+    HTMLParser().feed(page)
+    assert "http://" not in page
+    assert "https://" not in page
+    return page.count("data:image/png")
+
+
 def test_run_writes_everything_and_resume_continues(experiment, tmp_path, capsys):
     out = tmp_path / "out"
     main(["run", str(experiment), "--out", str(out), "--json"])
@@ -46,11 +55,7 @@ def test_run_writes_everything_and_resume_continues(experiment, tmp_path, capsys
     main(["resume", str(out / "checkpoint.npz"), "--out", str(tmp_path / "again"), "--json"])
     again = RunResult.load(tmp_path / "again" / "run.npz")
     assert np.array_equal(first.weights, again.weights)
-    page = (out / "report.html").read_text()
-    HTMLParser().feed(page)
-    assert "http://" not in page
-    assert "https://" not in page
-    assert page.count("data:image/png") == 6
+    assert whole_page(out / "report.html") == 6
 
 
 def test_target_not_reached_is_exit_3_with_results(experiment, tmp_path, capsys):
@@ -61,12 +66,13 @@ def test_target_not_reached_is_exit_3_with_results(experiment, tmp_path, capsys)
 
 
 def test_simulate(tmp_path, capsys):
-    out = tmp_path / "log.npz"
+    out = tmp_path / "clock"
     options = "--ues 500 --rounds 20 --participants 25 --timing-only --json --out"
     main(["simulate", *options.split(), str(out)])
     summary = json.loads(capsys.readouterr().out)
     assert summary["updates"] == 500
-    assert np.load(out)["counts"].sum() == 500
+    assert np.load(out / "events.npz")["counts"].sum() == 500
+    assert whole_page(out / "report.html") == 3
 
 
 def test_compare(experiment, tmp_path, capsys):
@@ -79,7 +85,10 @@ def test_compare(experiment, tmp_path, capsys):
     assert [r["form"] for r in rows] == forms
     assert all(r["reached"] == 2 for r in rows)
     assert rows[0]["max_staleness"] == 0
-    assert (tmp_path / "c" / "loss.png").exists()
+    assert {p.name for p in (tmp_path / "c").iterdir()} == {
+        "compare.json", "loss.png", "report.html"
+    }  # fmt: skip
+    assert whole_page(tmp_path / "c" / "report.html") == 1
 
 
 def test_bandwidth_and_exact_round(tmp_path, capsys):
@@ -88,7 +97,8 @@ def test_bandwidth_and_exact_round(tmp_path, capsys):
     main(["bandwidth", str(file), "--total", "1e6", "--bits", "640000", "--json"])
     assert json.loads(capsys.readouterr().out)["finish_s"] == pytest.approx(3.15451332998640819)
     main(["bandwidth", str(file), "--total", "1e6", "--bits", "640000", "--participants", "1",
-          "--json"])  # fmt: skip
+          "--json", "--out", str(tmp_path / "b")])  # fmt: skip
+    assert whole_page(tmp_path / "b" / "report.html") == 1
     assert json.loads(capsys.readouterr().out)["participants"] == [0]
 
 
@@ -96,12 +106,15 @@ def test_bound_and_tune_a(experiment, tmp_path, capsys):
     experiment.write_text("[train]\nrounds = 6\n[server]\nstep = 0.02\n")
     main(["run", str(experiment), "--out", str(tmp_path / "o"), "--json"])
     capsys.readouterr()
-    main(["bound", str(tmp_path / "o" / "run.npz"), "--json", "--out", str(tmp_path / "b.png")])
+    main(["bound", str(tmp_path / "o" / "run.npz"), "--json", "--out", str(tmp_path / "b")])
     found = json.loads(capsys.readouterr().out)
     parts = found["optimisation"] + found["heterogeneity"] + found["noise"]
     assert found["total"] == pytest.approx(parts)
     assert found["measured"] <= found["total"]
-    main(["tune-a", str(experiment), "--json", "--staleness", "mean"])
+    assert (tmp_path / "b" / "bound.png").stat().st_size > 5000
+    assert "bound.png" in (tmp_path / "b" / "report.html").read_text()
+    main(["tune-a", str(experiment), "--json", "--staleness", "mean", "--out", str(tmp_path / "t")])
+    assert whole_page(tmp_path / "t" / "report.html") == 1
     found = json.loads(capsys.readouterr().out)
     best = min(found["candidates"], key=lambda c: c["seconds"])
     assert found["best"] == best["participants"]
@@ -165,7 +178,11 @@ def test_ctrl_c_is_130_and_leaves_no_temporary_file(tmp_path):
         f"main(['run', {str(experiment)!r}, '--out', {str(out)!r}])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-W", "ignore::FutureWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 130
     assert done.stderr == "perfeds2: interrupted\n"

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from perfeds2 import DivergedError, ExperimentConfig, InputError, Simulation
+from perfeds2.config import ServerConfig
 from perfeds2.data import federate
+from perfeds2.server import aggregate
 from torch import nn
 
 
@@ -191,6 +193,28 @@ def test_nan_loss_of_a_single_ue_is_named():
     with pytest.raises(DivergedError) as caught:
         sim.run()
     assert caught.value.ue == 1
+
+
+def test_inverse_participation_weights_by_hand_and_after_resume(tmp_path):
+    """Equal updates of UEs served 1 and 3 times count 3 : 1, with mean weight 1."""
+    config = ServerConfig(step=1.0, participation_weighted=True)
+    w, updates = torch.zeros(2), torch.eye(2)
+    one, served = np.ones(2, dtype=np.int64), np.array([1, 3])
+    found = aggregate(w, updates, updates, 0 * one, one, config, served)
+    torch.testing.assert_close(found, -torch.tensor([0.75, 0.25]))
+    tables = {
+        "ues": 8,
+        "schedule": {"participants": 2},
+        "server": {"step": 1.0, "participation_weighted": True},
+        "train": {"rounds": 20, "eval_every": 20},
+    }
+    experiment = ExperimentConfig.from_dict(tables)
+    whole = Simulation(experiment).run()
+    plain = Simulation(experiment.with_(server={"participation_weighted": False})).run()
+    assert not np.array_equal(whole.weights, plain.weights)
+    Simulation(experiment).run(rounds=9, checkpoint=tmp_path / "c.npz")
+    again = Simulation.load(tmp_path / "c.npz").run()
+    assert np.array_equal(again.weights, whole.weights)
 
 
 def test_versions_kept_are_those_in_flight():

@@ -8,12 +8,14 @@ common finishing time is the root of one decreasing function.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from . import _finish
 from . import _rate_inverse as kernel
 from .channel import LN2, rate_bit_per_s
 from .errors import InfeasibleError, require
@@ -140,19 +142,14 @@ def allocate(
     """
     a, s, z = _columns(offset_s, snr_density_hz, bits)
     band = _band(bandwidth_hz)
-    _reachable(s)
-    out = np.empty(len(a))
-    last = a.max()  # seconds on air are exact when time counts from the last offset
-    finish, slope = kernel.common_finish(a - last, s, z, band, out)
-    if not np.isfinite(finish):
+    finish, slope, shares = _finish.solve(a, s, z, band)
+    if not finish < math.inf:
+        _reachable(s)
         raise InfeasibleError(
             "allocate: no finite finishing time: some channel is too weak for its bits; "
             "raise the outage threshold or drop the UE"
         )
-    # Rounding shifts the sum where a UE works at its capacity limit (rho -> 1). That UE has nearly
-    # the whole band and its time hardly depends on its share.
-    out[np.argmax(out)] += band - out.sum()
-    return Allocation(float(last + finish), out, float(-1.0 / slope))
+    return Allocation(finish, shares, -1.0 / slope)
 
 
 def equal_split(
@@ -197,13 +194,10 @@ def lower_limit_s(offset_s: ArrayLike, snr_density_hz: ArrayLike, bits: ArrayLik
 
 
 def _band(bandwidth_hz: float) -> float:
-    require(
-        bool(np.isfinite(bandwidth_hz)) and bandwidth_hz > 0,
-        "bandwidth_hz",
-        bandwidth_hz,
-        "a finite positive number of Hz",
-        "1 MHz is 1e6",
-    )
+    if not 0 < bandwidth_hz < math.inf:
+        require(
+            False, "bandwidth_hz", bandwidth_hz, "a finite positive number of Hz", "1 MHz is 1e6"
+        )
     return float(bandwidth_hz)
 
 
@@ -216,22 +210,31 @@ def _reachable(s: Float[np.ndarray, " ues"]) -> None:
         )
 
 
+_COLUMNS = (
+    ("offset_s", "finite seconds, 0 or more"),
+    ("snr_density_hz", "finite Hz, 0 or more"),
+    ("bits", "finite and positive"),
+)
+
+
 def _columns(
     offset_s: ArrayLike, snr_density_hz: ArrayLike, bits: ArrayLike
 ) -> tuple[Float[np.ndarray, " ues"], Float[np.ndarray, " ues"], Float[np.ndarray, " ues"]]:
-    a = np.ascontiguousarray(np.atleast_1d(offset_s), dtype=float)
-    s = np.ascontiguousarray(np.atleast_1d(snr_density_hz), dtype=float)
-    require(a.ndim == 1 and a.size > 0, "offset_s", a.shape, "a non-empty vector, one per UE")
-    require(s.shape == a.shape, "snr_density_hz", s.shape, f"shape {a.shape} as offset_s")
+    # ascontiguousarray makes a scalar a vector; the messages are built only where they are needed
+    a = np.ascontiguousarray(offset_s, dtype=float)
+    s = np.ascontiguousarray(snr_density_hz, dtype=float)
     z = np.asarray(bits, dtype=float)
-    require(z.ndim == 0 or z.shape == a.shape, "bits", z.shape, f"one number or shape {a.shape}")
-    z = np.ascontiguousarray(np.broadcast_to(z, a.shape))
-    for name, column, lowest, text in (
-        ("offset_s", a, 0.0, "finite seconds, 0 or more"),
-        ("snr_density_hz", s, 0.0, "finite Hz, 0 or more"),
-        ("bits", z, 1e-300, "finite and positive"),
-    ):
-        wrong = np.flatnonzero(~(np.isfinite(column) & (column >= lowest)))
-        if wrong.size:
-            require(False, f"{name}[{wrong[0]}]", float(column[wrong[0]]), text)
+    if z.ndim == 0:
+        z = np.full(a.shape, z)
+    if a.ndim != 1 or not a.size:
+        require(False, "offset_s", a.shape, "a non-empty vector, one per UE")
+    if s.shape != a.shape:
+        require(False, "snr_density_hz", s.shape, f"shape {a.shape} as offset_s")
+    if z.shape != a.shape:
+        require(False, "bits", z.shape, f"one number or shape {a.shape}")
+    z = np.ascontiguousarray(z)
+    column, row = _finish.first_unusable(a, s, z)
+    if column >= 0:
+        name, text = _COLUMNS[column]
+        require(False, f"{name}[{row}]", float((a, s, z)[column][row]), text)
     return a, s, z

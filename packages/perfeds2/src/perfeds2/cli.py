@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
+from .cli_analysis import bandwidth, bench, bound, tune_a, verify
 from .cli_flower import flower_app
 from .errors import InfeasibleError, InputError, require
 from .output import Json, print_json, status, table
@@ -164,13 +165,14 @@ def simulate(
     timing_only
         Always on; here so that scripts can say it.
     out
-        Event log (npz).
+        Folder for events.npz and report.html.
     json
         Print JSON.
     """
     from .clock import IndependentClock
     from .config import ExperimentConfig
     from .files import write_arrays
+    from .pages import simulate_page
     from .system import build_system
 
     config = ExperimentConfig.from_dict(
@@ -206,12 +208,13 @@ def simulate(
     }
     if out:
         write_arrays(
-            out,
+            out / "events.npz",
             {
                 "close_s": log.close_s, "counts": log.counts, "arrival_s": log.arrival_s,
                 "ue": log.ues, "version": log.versions, "job": log.jobs,
             },
         )  # fmt: skip
+        simulate_page(out / "report.html", config, log, summary)
     if json:
         print_json(summary)
     else:
@@ -246,7 +249,7 @@ def compare(
     steps
         Server steps to tune over, per form, on other seeds; empty uses the file's step for all.
     out
-        Folder for compare.json and loss.png.
+        Folder for compare.json, report.html and loss.png.
     json
         Print JSON.
     """
@@ -255,6 +258,7 @@ def compare(
     from .compare import rows_as_json
     from .config import ExperimentConfig
     from .files import write_json
+    from .pages import compare_page
 
     say = status()
     config = ExperimentConfig.from_toml(experiment)
@@ -269,194 +273,16 @@ def compare(
     if out:
         figures.save_png(figures.loss_curves(results), out / "loss.png")
         write_json(out / "compare.json", rows)
+        compare_page(out / "report.html", config, results, "loss.png")
     if json:
         print_json(rows)
     else:
-        columns = [c for c in rows[0] if c != "tried"]
+        columns = ["form", "step", "seconds", "half_width", "server_updates", "accuracy", "reached"]
         table("compare", columns, [[row[c] for c in columns] for row in rows])
 
 
-@app.command
-def bandwidth(
-    ues: Path,
-    /,
-    *,
-    total: float,
-    bits: float | None = None,
-    participants: int | None = None,
-    json: Json = False,
-) -> None:
-    """Shares of a band that make all UEs of a file finish together.
-
-    Example: `perfeds2 bandwidth ues.csv --total 1e6 --bits 640000 --participants 3`
-
-    Parameters
-    ----------
-    ues
-        CSV with the columns offset_s, snr_density_hz and, without --bits, bits.
-    total
-        Band in Hz.
-    bits
-        Payload of every UE.
-    participants
-        Choose the best set of this size instead of all.
-    json
-        Print JSON.
-    """
-    from .bandwidth import allocate
-    from .csvfile import read_columns
-    from .schedule import exact_round
-
-    columns = read_columns(ues, ["offset_s", "snr_density_hz"] + ([] if bits else ["bits"]))
-    payload: Any = bits if bits is not None else columns["bits"]
-    offset, snr = columns["offset_s"], columns["snr_density_hz"]
-    if participants is None:
-        found = allocate(offset, snr, payload, total)
-        ids, value = list(range(len(offset))), found.to_json()
-    else:
-        best = exact_round(offset, snr, payload, total, participants)
-        found, ids, value = best, best.participants.tolist(), best.to_json()  # type: ignore[assignment]
-    if json:
-        print_json(value)
-    else:
-        rows = [[str(i), float(b)] for i, b in zip(ids, found.bandwidth_hz)]
-        table(f"all finish after {found.finish_s:.6g} s", ["UE", "bandwidth_hz"], rows)
-
-
-@app.command(name="tune-a")
-def tune_a(
-    experiment: Path,
-    /,
-    *,
-    eps: float | None = None,
-    staleness: str = "max",
-    json: Json = False,
-) -> None:
-    """Choose the number of participants with the fewest predicted seconds to a gradient norm.
-
-    Example: `perfeds2 tune-a experiment.toml --eps 3.5`
-
-    Parameters
-    ----------
-    experiment
-        TOML file.
-    eps
-        Target of the mean squared gradient norm; by default the floor 2 gamma^2 plus a tenth of
-        the squared gradient norm at the start.
-    staleness
-        `max`: the bound as proved. `mean`: mean staleness in its place, a rule of thumb.
-    json
-        Print JSON.
-    """
-    from .config import ExperimentConfig
-    from .engine import Simulation
-    from .theory import estimate_constants
-    from .tuning import tune_participants
-
-    sim = Simulation(ExperimentConfig.from_toml(experiment))
-    constants = estimate_constants(sim)
-    target = eps
-    if target is None:
-        target = 2 * constants.heterogeneity + 0.1 * constants.gradient_norm_sq
-    found = tune_participants(sim.system, sim.config, constants, target, staleness=staleness)
-    if json:
-        print_json({"epsilon": target, "constants": constants.to_json(), **found.to_json()})
-        return
-    rows = [
-        [
-            str(c.participants),
-            float(c.staleness),
-            c.step,
-            c.rounds,
-            c.expected_rounds,
-            c.round_s,
-            c.seconds,
-        ]
-        for c in found.candidates
-    ]
-    table(
-        f"participants = {found.best.participants} for epsilon = {target:.4g}",
-        ["A", "staleness", "step", "guaranteed rounds", "expected rounds", "round_s", "seconds"],
-        rows,
-    )
-
-
-@app.command
-def bound(run_file: Path, /, *, out: Path | None = None, json: Json = False) -> None:
-    """Bound of a saved run, term by term, against the gradient norms of its replay.
-
-    Example: `perfeds2 bound out/run.npz`
-
-    Parameters
-    ----------
-    run_file
-        File written by `perfeds2 run`; its rounds are computed again to measure gradients.
-    out
-        Figure (png).
-    json
-        Print JSON.
-    """
-    from . import figures
-    from .replay import bound_of_run
-    from .result import RunResult
-
-    found = bound_of_run(RunResult.load(run_file))
-    if out:
-        fig = figures.bound_against_measurement(found.rounds, found.measured, found.terms())
-        figures.save_png(fig, out)
-    if json:
-        print_json(found.to_json())
-    else:
-        table("bound", ["figure", "value"], [[k, v] for k, v in found.to_json().items()])
-
-
-@app.command
-def verify(*, seed: int = 0, json: Json = False) -> None:
-    """Check the package against closed forms and enumeration; exit code 3 if one fails.
-
-    Parameters
-    ----------
-    seed
-        Seed of the random instances.
-    json
-        Print JSON.
-    """
-    from .verify import verify as run_checks
-
-    checks = run_checks(seed)
-    if json:
-        print_json([{**vars(c), "passed": c.passed} for c in checks])
-    else:
-        rows = [[c.name, c.error, c.allowed, "yes" if c.passed else "NO"] for c in checks]
-        table("verify", ["check", "error", "allowed", "passed"], rows)
-    failed = [c.name for c in checks if not c.passed]
-    if failed:
-        raise InfeasibleError(f"verify: failed: {'; '.join(failed)}")
-
-
-@app.command
-def bench(*, ues: int = 1_000_000, rounds: int = 1000, json: Json = False) -> None:
-    """Time the clock and the exact scheduler on this machine, compiled kernels warm.
-
-    Parameters
-    ----------
-    ues
-        UEs of both.
-    rounds
-        Rounds of the clock, a thousandth of the UEs in each.
-    json
-        Print JSON.
-    """
-    from .selftime import time_kernels
-
-    require(ues >= 1000, "ues", ues, "at least 1000")
-    found = time_kernels(ues, rounds)
-    if json:
-        print_json(found)
-    else:
-        table("bench", ["figure", "value"], [[k, v] for k, v in found.items()])
-
-
+for command in (bandwidth, tune_a, bound, verify, bench):
+    app.command(command, name=command.__name__.replace("_", "-"))
 app.command(flower_app)
 
 

@@ -203,6 +203,9 @@ class ServerConfig:
         a, and the staleness from which the hinge falls.
     data_weighted : bool
         Weight updates by the UE's number of samples.
+    participation_weighted : bool
+        Weight updates by the inverse of how often the UE took part so far, with mean 1 in a round:
+        against the preference of first-A rounds for fast UEs.
     """
 
     step: float = 4.0
@@ -211,6 +214,7 @@ class ServerConfig:
     weight_exponent: float = 0.5
     hinge_from: float = 4.0
     data_weighted: bool = False
+    participation_weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -422,6 +426,9 @@ def check(config: ExperimentConfig) -> None:
             "at most 1 with server.rule = 'fedasync'",
             "it is the weight of the UE's model",
         )
+        for name in ("data_weighted", "participation_weighted"):
+            value = getattr(config.server, name)
+            require(not value, f"server.{name}", value, "false with server.rule = 'fedasync'")
 
 
 CHOICES = {

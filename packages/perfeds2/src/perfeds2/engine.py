@@ -74,6 +74,7 @@ class Simulation:
         self.store = VersionStore()
         self.store.put(0, self.weights)
         self._log: list[Round] = []
+        self._served = np.zeros(config.ues, dtype=np.int64)
         self._history: list[tuple[float, float, float, float]] = []
         self._padded: list[tuple[Int[np.ndarray, " m"], tuple, tuple]] | None = None
         self.ue_loss = np.full(config.ues, np.nan)
@@ -126,6 +127,7 @@ class Simulation:
         `keep` says which versions are still needed; by default those of the clock's jobs.
         """
         order = np.argsort(closed.ues, kind="stable")
+        np.add.at(self._served, closed.ues, 1)  # FedBuff may hold a UE twice
         self.weights = aggregate(
             self.weights,
             sent,
@@ -133,6 +135,7 @@ class Simulation:
             closed.staleness[order],
             self.data.train.size[closed.ues[order]],
             self.config.server,
+            self._served[closed.ues[order]],
         )
         self.store.put(closed.index + 1, self.weights)
         needed = keep or self.clock.is_live
@@ -273,6 +276,12 @@ class Simulation:
         for version, weights in held:
             self.store.put(version, weights)
         self._log = self._log[: self.clock.round_index]
+        self._count_served()
+
+    def _count_served(self) -> None:
+        self._served[:] = 0
+        for closed in self._log:
+            np.add.at(self._served, closed.ues, 1)
 
     def record(self) -> float:
         """Evaluate the current weights and add a point to the history; return the loss."""
@@ -382,3 +391,4 @@ class Simulation:
         ]
         closes = arrays["log/close_s"].tolist()
         self._log = [Round(k, t, *(c[k] for c in columns)) for k, t in enumerate(closes)]
+        self._count_served()

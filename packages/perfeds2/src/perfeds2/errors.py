@@ -31,7 +31,7 @@ class DivergedError(InfeasibleError):
         where = f"; state before the round: {checkpoint}" if checkpoint else ""
         super().__init__(
             f"update or loss of UE {ue} in round {round_index} is not finite: "
-            f"lower train.server_step or method.alpha{where}"
+            f"lower server.step or method.alpha{where}"
         )
 
 

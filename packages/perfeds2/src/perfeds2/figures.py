@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .compare import FormResult
 from .files import write_atomic
@@ -137,14 +138,76 @@ def gantt(run: RunResult, ues: int = 20, seconds: float | None = None) -> Figure
     return fig
 
 
-def staleness_histogram(run: RunResult) -> Figure:
+def staleness_histogram(tau: Int[np.ndarray, " updates"]) -> Figure:
     """Draw a histogram of staleness."""
     fig, ax = figure()
-    tau = run.staleness
     counts = np.bincount(tau) if len(tau) else np.zeros(1)
-    ax.bar(np.arange(len(counts)), counts, color=COLOURS[0])
+    many = len(counts) > 40
+    ax.bar(np.arange(len(counts)), counts, width=1.0 if many else 0.8, color=COLOURS[0])
+    if many:
+        ax.set_yscale("log")
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("staleness (rounds)")
     ax.set_ylabel("updates")
+    return fig
+
+
+def round_lengths(close_s: Float[np.ndarray, " rounds"]) -> Figure:
+    """Length of every round."""
+    fig, ax = figure()
+    lengths = np.diff(close_s, prepend=0.0)
+    ax.plot(np.arange(len(lengths)), lengths, color=COLOURS[0], lw=1)
+    ax.axhline(lengths.mean(), color="#555555", lw=0.9, ls="--", label=f"mean {lengths.mean():.3g}")
+    if lengths.max() > 10 * np.median(lengths):  # the first round waits for a first update
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+    ax.set_xlabel("round")
+    ax.set_ylabel("simulated seconds")
+    ax.legend(loc="upper right")
+    return fig
+
+
+def participation_spread(eta: Float[np.ndarray, " ues"]) -> Figure:
+    """Relative participation over UEs, sorted."""
+    fig, ax = figure()
+    share = np.linspace(0.0, 1.0, len(eta)) if len(eta) > 1 else np.zeros(1)
+    ax.plot(share, np.sort(eta), color=COLOURS[2], lw=1.8, drawstyle="steps-post", label="UEs")
+    ax.axhline(eta.mean(), color="#555555", lw=0.9, ls="--", label="mean")
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("share of UEs, least served first")
+    ax.set_ylabel("updates per round")
+    ax.legend(loc="upper left")
+    return fig
+
+
+def upload_spans(
+    ids: Int[np.ndarray, " A"],
+    offset_s: Float[np.ndarray, " A"],
+    bandwidth_hz: Float[np.ndarray, " A"],
+    finish_s: float,
+    most: int = 40,
+) -> Figure:
+    """One round: each UE computes until it is ready and sends until all finish together."""
+    keep = np.sort(np.argsort(-bandwidth_hz, kind="stable")[:most])
+    ids, offset, band = ids[keep], offset_s[keep], bandwidth_hz[keep]
+    fig, ax = figure(7.5, 0.3 * len(ids) + 1.4)
+    at = np.arange(len(ids))[::-1]
+    ax.barh(at, offset, height=0.7, color=COLOURS[0], label="not ready")
+    ax.barh(at, finish_s - offset, left=offset, height=0.7, color=COLOURS[1], label="upload")
+    for y, b in zip(at, band):
+        ax.annotate(
+            f"{b / 1e3:.4g} kHz", (finish_s, y), xytext=(5, 0), textcoords="offset points",
+            va="center", annotation_clip=False,
+        )  # fmt: skip
+    ax.set_xlim(0, finish_s * 1.14)
+    ax.set_ylim(-0.6, len(ids) - 0.4)
+    ax.set_yticks(at, [str(i) for i in ids])
+    ax.set_xlabel("simulated seconds")
+    ax.set_ylabel("UE")
+    ax.grid(visible=False)
+    fig.legend(loc="outside upper center", ncols=2, frameon=False)
     return fig
 
 
@@ -203,26 +266,6 @@ def bandwidth_rounds(run: RunResult, rounds: int = 60) -> Figure:
     return fig
 
 
-def bound_against_measurement(
-    rounds: Float[np.ndarray, " points"],
-    measured: Float[np.ndarray, " points"],
-    terms: dict[str, Float[np.ndarray, " points"]],
-) -> Figure:
-    """Terms of the bound and the measured mean squared gradient norm."""
-    fig, ax = figure(7.5, 4.0)
-    total = np.sum(list(terms.values()), axis=0)
-    ax.plot(rounds, total, color="black", lw=1.8, label="bound")
-    for colour, (name, values) in zip(COLOURS, terms.items()):
-        ax.plot(rounds, values, color=colour, lw=1, ls="--", label=name)
-    ax.plot(rounds, measured, color=COLOURS[1], lw=1.8, label="measured mean of |grad F|^2")
-    ax.set_yscale("log")
-    ax.set_xscale("log")
-    ax.set_xlabel("rounds")
-    ax.set_ylabel("squared gradient norm")
-    ax.legend()
-    return fig
-
-
 def bars(
     names: Sequence[str], values: Sequence[float], label: str, errors: Sequence[float] | None = None
 ) -> Figure:
@@ -243,6 +286,3 @@ def bars(
     ax.set_xlabel(label)
     ax.grid(visible=False, axis="y")
     return fig
-
-
-Draw = Callable[[RunResult], Figure]

@@ -89,7 +89,8 @@ def bound_of_run(run: RunResult, points: int = 12) -> RunBound:
         and config.method.local_steps == 1
         and config.server.rule == "average"
         and config.server.staleness_weight == "constant"
-        and not config.server.data_weighted,
+        and not config.server.data_weighted
+        and not config.server.participation_weighted,
         "method",
         f"{config.method.name} with {config.method.local_steps} local steps",
         "perfedavg or fedavg with one local step and plain averaging",

@@ -18,7 +18,7 @@ from .templates import PAGE
 def render(
     path: str | Path,
     title: str,
-    seed: int,
+    seed: int | None,
     intro: list[str],
     drawings: list[tuple[str, Figure | str, str]],
     tables: list[dict[str, Any]] | None = None,
@@ -32,8 +32,8 @@ def render(
         File to write.
     title, intro : str and list of str
         Heading and first paragraphs.
-    seed : int
-        Seed of the run.
+    seed : int or None
+        Seed of the run, where there is one.
     drawings : list of (title, figure or relative path of an image, caption)
         Figures; a `Figure` is embedded.
     tables : list of dict, optional
@@ -66,7 +66,7 @@ def run_report(run: RunResult, path: str | Path) -> Path:
     s = run.summary()
     fig, ax = figures.figure(7.5, 3.8)
     run.plot(ax)
-    rows = [[name.replace("_", " "), _text(value)] for name, value in s.items()]
+    rows = [[name.replace("_", " "), text(value)] for name, value in s.items()]
     c = run.config
     intro = [
         f"{c.method.name} on {c.data.source}: {c.schedule.participants} of {c.ues} UEs close a "
@@ -84,7 +84,7 @@ def run_report(run: RunResult, path: str | Path) -> Path:
             ),
             (
                 "Staleness",
-                figures.staleness_histogram(run),
+                figures.staleness_histogram(run.staleness),
                 "Rounds between weights and their use.",
             ),
             (
@@ -107,5 +107,8 @@ def run_report(run: RunResult, path: str | Path) -> Path:
     return render(path, "Simulation report", c.seed, intro, drawings, [table])
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """Value as a table shows it: six digits, and a word for what is not there."""
+    if value is None or (isinstance(value, float) and value == float("inf")):
+        return "not reached"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

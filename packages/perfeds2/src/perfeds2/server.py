@@ -45,6 +45,7 @@ def aggregate(
     staleness: Int[np.ndarray, " A"],
     samples: Int[np.ndarray, " A"],
     config: ServerConfig,
+    served: Int[np.ndarray, " A"] | None = None,
 ) -> Float[Tensor, " P"]:
     """Weights after a round.
 
@@ -63,6 +64,8 @@ def aggregate(
         Rounds behind, and training samples of each UE.
     config : ServerConfig
         Rule, step and weights.
+    served : int array of shape (A,), optional
+        Updates of each UE used so far, this one included; for `participation_weighted`.
 
     Raises
     ------
@@ -76,6 +79,8 @@ def aggregate(
         return (1.0 - mix) * weights + mix * (sent[0] - updates[0])
     if config.data_weighted:
         s = s * samples / np.mean(samples)
+    if config.participation_weighted and served is not None:
+        s = s / served / np.mean(1.0 / served)
     scale = torch.as_tensor(s, dtype=updates.dtype)[:, None]
     total = torch.zeros_like(weights)
     for row in scale * updates:  # a fixed order of summation, whatever the number of rows

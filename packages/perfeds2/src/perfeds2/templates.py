@@ -5,8 +5,8 @@ PAGE = """<!doctype html>
 <style>
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;font-size:.92rem;margin:1rem 0}
-td,th{border-bottom:1px solid #ddd;padding:.3rem .7rem;text-align:left;vertical-align:top}
+table{border-collapse:collapse;font-size:.88rem;margin:1rem 0}
+td,th{border-bottom:1px solid #ddd;padding:.3rem .5rem;text-align:left;vertical-align:top}
 td.n{text-align:right;font-variant-numeric:tabular-nums}
 img{max-width:100%}figure{margin:1.2rem 0}figcaption{font-size:.9rem;color:#555}
 .wide{overflow-x:auto}.yes{color:#2c6e2c}.no{color:#a02c12}code{font-size:.9em}
@@ -28,6 +28,6 @@ img{max-width:100%}figure{margin:1.2rem 0}figcaption{font-size:.9rem;color:#555}
 </table></div>{% endfor %}
 {% for f in figures %}<h2>{{ f.title }}</h2><figure><img src="{{ f.src }}" alt="{{ f.title }}">
 <figcaption>{{ f.caption }}</figcaption></figure>{% endfor %}
-<p>perfeds2 {{ version }}, seed {{ seed }}</p>
+<p>perfeds2 {{ version }}{% if seed is not none %}, seed {{ seed }}{% endif %}</p>
 </body></html>
 """
