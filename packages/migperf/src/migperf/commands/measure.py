@@ -10,7 +10,6 @@ from ..loadgen.slo import search_rate
 from ..node import Node
 from ..partitions.base import available_cores
 from ..partitions.registry import diagnose
-from ..report import study_report
 from ..study import Study
 from ..workloads.base import WorkloadSpec, create
 from .common import mode_change_allowed, open_node, print_json, print_table, progress
@@ -173,19 +172,26 @@ def doctor(*, sim: str | None = None, json: bool = False) -> int:
     return 0
 
 
-def report(runs: str, *, out: str = "report.html") -> int:
-    """Write the HTML report of a result folder.
+def report(runs: str, *, out: str = "report.html", demands: str | None = None) -> int:
+    """Write the HTML report of measurements: curves, interference, fronts, layouts.
 
-    Example: migperf report runs/ --out report.html
+    Examples: migperf report runs/ --out report.html;
+    migperf report table.csv --demands demands.yaml --out plan.html
 
     Parameters
     ----------
     runs : str
-        Folder that `migperf run` wrote.
+        Folder that `migperf run` wrote, a table of measurements (CSV), or the paper's result
+        folder.
     out : str
         HTML file; its figures are written beside it.
+    demands : str
+        Demands file: adds the planner's answer, what bounds cost, and the trade-off between two.
     """
-    study_report(Path(runs), Path(out))
+    # Imported here: matplotlib takes longer to import than most commands run.
+    from ..study_page import study_report
+
+    study_report(Path(runs), Path(out), None if demands is None else Path(demands))
     print(f"written: {out}")
     return 0
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ..compat import check_frameworks
+from ..compat import PROBES, check_frameworks
 from ..errors import InputError
 from ..exporter import Exporter, serve
 from ..measurements import load_measurements
 from ..planner.exact import solve_exact
 from ..planner.model import build_problem, load_demands
 from ..planner.validate import validate_plan
-from ..workloads.base import FRAMEWORKS
 from .common import open_node, print_json, print_table
 
 __all__ = ["compat", "exporter", "simulate"]
@@ -45,7 +44,7 @@ def exporter(*, port: int = 9400, sim: str | None = None, once: bool = False) ->
     return 0
 
 
-def compat(*, frameworks: str = ",".join(FRAMEWORKS), duration: float = 0.5,
+def compat(*, frameworks: str = ",".join(PROBES), duration: float = 0.5,
            json: bool = False) -> int:  # fmt: skip
     """Run every framework for inference and training on this machine.
 
@@ -60,8 +59,8 @@ def compat(*, frameworks: str = ",".join(FRAMEWORKS), duration: float = 0.5,
     """
     names = tuple(f.strip() for f in frameworks.split(",") if f.strip())
     for name in names:
-        if name not in FRAMEWORKS:
-            raise InputError.of("frameworks", name, ", ".join(FRAMEWORKS))
+        if name not in PROBES:
+            raise InputError.of("frameworks", name, ", ".join(PROBES))
     rows = check_frameworks(names, duration=duration)
     if json:
         print_json(
@@ -70,9 +69,9 @@ def compat(*, frameworks: str = ",".join(FRAMEWORKS), duration: float = 0.5,
         return 0
     print_table(
         "Frameworks",
-        ["framework", "mode", "status", "samples/s", "detail"],
-        [[r.framework, r.mode, r.status, f"{r.throughput:.4g}" if r.status == "ok" else "-",
-          r.detail[:90]] for r in rows],
+        ["framework", "model", "mode", "status", "samples/s", "detail"],
+        [[r.framework, r.model, r.mode, r.status,
+          f"{r.throughput:.4g}" if r.status == "ok" else "-", r.detail[:90]] for r in rows],
     )  # fmt: skip
     return 0
 
