@@ -92,7 +92,7 @@ def draw_cores(
         How many there are.
     rows : sequence of (title, blocks)
         Blocks are (first core, number of cores, text); those that share cores are drawn one above
-        the other.
+        the other, those without a text are idle.
     title : str
         Title.
     """
@@ -104,6 +104,8 @@ def draw_cores(
         for index, (first, count, text) in enumerate(blocks):
             level = index % crowd if crowd > 1 else 0
             base = y + 0.12 + height * (crowd - 1 - level)
+            if not text:
+                continue  # an idle partition: the empty slots show
             _block(axes, first, base, count, height, COLOURS[index % len(COLOURS)],
                    edgecolor="white", linewidth=0.8)  # fmt: skip
             axes.text(first + count / 2, base + height / 2, text, ha="center", va="center",
@@ -115,13 +117,13 @@ def _slots(width: int, titles: Sequence[str], title: str, unit: str) -> tuple[Fi
     """Make empty slots, one row per title."""
     figure = Figure(figsize=(8.6, 1.1 + 0.95 * len(titles)), layout="constrained")
     axes = figure.subplots()
+    axes.set_xlim(0, width)
+    axes.set_ylim(-0.05, len(titles))
     for number, text in enumerate(titles):
         y = len(titles) - 1 - number
         for slot in range(width):
             _block(axes, slot, y + 0.12, 1, 0.66, "#f4f5f7", edgecolor=GRID, linewidth=0.8)
         axes.text(-0.015 * width, y + 0.45, text, ha="right", va="center", fontsize=9, color=INK)
-    axes.set_xlim(0, width)
-    axes.set_ylim(-0.05, len(titles))
     axes.set_xticks(np.arange(width) + 0.5, [str(i) for i in range(width)], fontsize=8, color=MUTED)
     axes.set_xlabel(unit, fontsize=8.5, color=MUTED)
     axes.set_yticks([])
@@ -135,9 +137,10 @@ def _slots(width: int, titles: Sequence[str], title: str, unit: str) -> tuple[Fi
 def _block(
     axes: Any, x: float, y: float, width: float, height: float, colour: str, **edge: Any
 ) -> None:
+    gap = min(0.03, 0.004 * max(axes.get_xlim()))
     axes.add_patch(
         FancyBboxPatch(
-            (x + 0.03, y), width - 0.06, height, boxstyle="round,pad=0,rounding_size=0.06",
+            (x + gap, y), width - 2 * gap, height, boxstyle=f"round,pad=0,rounding_size={2 * gap}",
             facecolor=colour, **edge,
         )
     )  # fmt: skip
@@ -366,10 +369,16 @@ def interference_heatmap(
     axes = figure.subplots()
     shade = 1.0 - matrix if index else matrix
     largest = float(np.nanmax(np.abs(shade))) if np.isfinite(shade).any() else 0.0
-    limit = max(0.1, largest) * 1.6  # paler, so that the figures stay readable
+    # Paler, so that the figures stay readable, and cut off, so that one outlier does not hide all.
+    limit = min(max(0.1, largest), 3.0) * 1.6
     axes.imshow(shade, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for (i, j), value in np.ndenumerate(matrix):
-        text = "no data" if value != value else f"{value:.2f}" if index else f"{value:+.0%}"
+        if value != value:
+            text = "no data"
+        elif index:
+            text = f"{value:.2f}"
+        else:
+            text = f"{value:+.0%}" if value < 9 else f"x {value + 1:.0f}"
         axes.text(j, i, text, ha="center", va="center", fontsize=9.5, color=INK)
     axes.set_xticks(range(len(names)), names, fontsize=9)
     axes.set_yticks(range(len(names)), names, fontsize=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -333,19 +334,20 @@ def save(result: StudyResult, out: Path) -> None:
             ],
         }  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        with (folder / "samples.csv").open("w", encoding="utf-8") as stream:
-            stream.write("case,repeat,tenant,partition,status,scheduled,sent,started,done\n")
+        names = ("scheduled", "sent", "started", "done")
+        with (folder / "samples.csv").open("w", encoding="utf-8", newline="") as stream:
+            # Layouts such as "3g.40gb, 4g.40gb" need quotes.
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(("case", "repeat", "tenant", "partition", "status", *names))
             for label, runs in result.windows.items():
                 for number, window in enumerate(runs):
                     for r in window.results:
-                        head = f"{label},{number},{r.tenant},{r.partition},{r.status}"
+                        head = (label, number, r.tenant, r.partition, r.status)
                         if r.status != "ok":
-                            stream.write(f"{head},,,,\n")
+                            writer.writerow((*head, *("" for _ in names)))
                             continue
-                        columns = (r.times[k] for k in ("scheduled", "sent", "started", "done"))
-                        for cells in zip(*columns, strict=True):
-                            text = ",".join("" if c != c else f"{c:.7f}" for c in cells)
-                            stream.write(f"{head},{text}\n")
+                        for cells in zip(*(r.times[k] for k in names), strict=True):
+                            writer.writerow((*head, *("" if c != c else f"{c:.7f}" for c in cells)))
         folder.chmod(0o755)
         if out.is_dir():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))

@@ -218,7 +218,7 @@ def _core_blocks(
         return [(0, cores, name) for name in names]
     found, first = [], 0
     for number, part in enumerate(CoreLayout.parse(layout).parts):
-        found.append((first, part, names[number] if number < len(names) else "idle"))
+        found.append((first, part, names[number] if number < len(names) else ""))
         first += part
     return found
 
