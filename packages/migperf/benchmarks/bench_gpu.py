@@ -45,8 +45,8 @@ def study(backend: str, model: dict) -> Study:
                 for layout, tenants in CASES[backend]
             ],
             "tenants": [{"name": name, "workload": workload} for name in ("one", "two")],
-            "repeat": 2,
-            "duration_s": 2,
+            "repeat": 1,
+            "duration_s": 3,
             "warmup_s": 0.5,
             "seed": 0,
         }

@@ -85,8 +85,8 @@ def read_study(data: object) -> tuple[tuple[Case, ...], tuple[Tenant, ...], dict
 
     ``interference: [{backend, layout}]`` becomes, for every pair of tenants in both orders, a case
     with the two side by side, and one with each alone in the first partition of the same layout.
-    ``sweep: {batches: [...], partitions: [{backend, layout}]}`` becomes a case per tenant,
-    partition and batch size, the tenant alone.
+    ``sweep: {batches: [...], partitions: [{backend, layout}], tenants: [...]}`` becomes a case per
+    tenant (default all), partition and batch size, the tenant alone.
 
     Returns
     -------
@@ -153,8 +153,12 @@ def _sweep(data: dict[str, Any], tenants: tuple[Tenant, ...]) -> list[Case]:
     if "sweep" not in data:
         return []
     sweep = data["sweep"]
-    if not isinstance(sweep, dict) or set(sweep) != {"batches", "partitions"}:
-        raise InputError.of("sweep", sweep, "a mapping with batches and partitions")
+    fields = {"batches", "partitions"}
+    if not isinstance(sweep, dict) or not fields <= set(sweep) <= fields | {"tenants"}:
+        raise InputError.of("sweep", sweep, "a mapping with batches, partitions and tenants")
+    names = _who(sweep.get("tenants", [t.name for t in tenants]), tenants)
+    if not isinstance(names, tuple):
+        raise InputError.of("sweep.tenants", names, "a list of names")
     batches = _list(sweep, "batches")
     if any(type(b) is not int or b < 1 for b in batches):
         raise InputError.of("sweep.batches", batches, "integers >= 1")
@@ -163,9 +167,9 @@ def _sweep(data: dict[str, Any], tenants: tuple[Tenant, ...]) -> list[Case]:
         for number, row in enumerate(_list(sweep, "partitions"))
     ]
     return [
-        replace(place, tenants=(tenant.name,), batch=batch)
+        replace(place, tenants=(name,), batch=batch)
         for place in places
-        for tenant in tenants
+        for name in names
         for batch in batches
     ]
 
