@@ -248,7 +248,7 @@ def curves(
         axes.plot(x, y, marker="o", markersize=4, lw=1.6, label=name,
                   color=COLOURS[index % len(COLOURS)])  # fmt: skip
     if log:
-        axes.set_xscale("log", base=2)
+        _log(axes.xaxis)
     if log or logy:
         _log(axes.yaxis)
     axes.set_xlabel(xlabel, fontsize=9, color=MUTED)

@@ -56,7 +56,7 @@ def compat_page(out: Path, rows: Sequence[CompatRow]) -> None:
         for mode in ("infer", "train")
     }  # fmt: skip
     title = "Small models, batch 8, one core"
-    figure = bar_groups(names, series, title, "samples/s", number="{:.2g}") if names else None
+    figure = bar_groups(names, series, title, "samples/s", number="{:,.0f}") if names else None
     _write(
         out, "migperf compat", f"{len(names)} frameworks ran on this machine.",
         {"title": "Frameworks", "columns": ["framework", "model", "mode", "status", "samples/s",
