@@ -340,11 +340,13 @@ def pareto_figure(
     axes.legend(frameon=False, fontsize=9, loc="best")
     figure.canvas.draw()
     taken: list[tuple[float, float]] = []
+    # A front of latency rises, one of two rates falls: the label goes to the empty side.
+    offset = (5, -11) if log else (6, 5)
     for x, y, label, _ in front:
         place = axes.transData.transform((x, y))
         if all(abs(place[0] - a) > 95 or abs(place[1] - b) > 14 for a, b in taken):
             taken.append((float(place[0]), float(place[1])))
-            axes.annotate(label, (x, y), xytext=(5, -11), textcoords="offset points", fontsize=8,
+            axes.annotate(label, (x, y), xytext=offset, textcoords="offset points", fontsize=8,
                           color=INK)  # fmt: skip
     return figure
 
