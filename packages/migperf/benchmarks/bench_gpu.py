@@ -1,12 +1,21 @@
 """Studies on a real GPU: alone, time-slicing and MPS shares, with the driver's readings beside.
 
 It changes no setting of the GPU (no MIG mode, no clocks): MIG layouts are only read. Needs the
-extras torch and transformers.
+extras torch and transformers. Each backend has a time limit and the result file is written again
+after each, so that a run that is cut off leaves what was measured; the whole ends within 150 s.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 from common import goal, parse, table, write
 from migperf import Node, Study
@@ -20,6 +29,7 @@ MODELS = {
     "ViT-B/16 (batch 8)": {"model": "vit_base_patch16_224", "batch": 8, "image": 224},
     "perceptron (batch 256, width 4096)": {"model": "mlp", "batch": 256, "width": 4096},
 }
+SECONDS = 60  # per backend
 CASES = {
     "timeslice": [("gpu", 1), ("gpu*2", -1)],
     "mps": [("50%*2", 1), ("50%*2", -1)],
@@ -35,9 +45,9 @@ def study(backend: str, model: dict) -> Study:
                 for layout, tenants in CASES[backend]
             ],
             "tenants": [{"name": name, "workload": workload} for name in ("one", "two")],
-            "repeat": 2,
+            "repeat": 1,
             "duration_s": 3,
-            "warmup_s": 1,
+            "warmup_s": 0.5,
             "seed": 0,
         }
     )
@@ -48,8 +58,76 @@ def milliseconds(row: dict) -> list[float | None]:
     return [None if v != v else round(v, 3) for v in values]
 
 
+def measure(backend: str, out: Path) -> None:
+    """Measure one backend in this process and write what was found; run by `bounded`."""
+    result, failures = None, []
+    for what, model in MODELS.items():
+        try:
+            result = study(backend, model).run(allow_noise=True)
+            break
+        except MigperfError as error:
+            failures.append(f"{what}: {error}")
+    if result is None:
+        found = {"goal": goal(f"{backend} on a real GPU", "runs", f"failed: {failures}", False),
+                 "rows": []}  # fmt: skip
+    else:
+        alone, together = (case.label for case in result.cases)
+        rows = result.rows()
+        total = sum(r.get("throughput", 0.0) for r in rows if r["case"] == together)
+        single = next(r.get("throughput", float("nan")) for r in rows if r["case"] == alone)
+        text = f"{total / single:.2f} times one tenant's throughput, isolation index "
+        text += f"{result.isolation_index(alone, together):.2f}"
+        joules = [r["joules_per_sample"] for r in rows if r["case"] == alone]
+        if joules and joules[0] == joules[0]:
+            text += f", {joules[0]:.3g} J per sample alone"
+        found = {
+            "goal": goal(
+                f"{backend} on a real GPU, two servers of {what}",
+                "runs; the tenants together, and the isolation index, are shown",
+                text,
+                None,
+                "; ".join([*(result.noise or ["quiet host"]), *failures]),
+            ),
+            "rows": [
+                [r["case"], r["tenant"], r.get("throughput_text", r["status"]), *milliseconds(r)]
+                for r in rows
+            ],
+        }
+    out.write_text(json.dumps(found), encoding="utf-8")
+
+
+def bounded(backend: str, seconds: float = SECONDS) -> dict:
+    """Measure a backend in a process group that is ended after `seconds`."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--backend", backend, "--out", str(out)],
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=seconds)
+            why = f"ended with {process.returncode}"
+        except subprocess.TimeoutExpired:
+            # Ctrl-C first, so that an MPS daemon is ended and settings are put back.
+            why = f"not finished within {seconds:g} s"
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if out.is_file():
+            found: dict = json.loads(out.read_text(encoding="utf-8"))
+            return found
+    return {"goal": goal(f"{backend} on a real GPU", "runs", why, False), "rows": []}
+
+
 def main() -> None:
+    if "--backend" in sys.argv:
+        measure(sys.argv[sys.argv.index("--backend") + 1], Path(sys.argv[-1]))
+        return
     arguments = parse(__doc__ or "")
+    started = time.monotonic()
     try:
         node = Node.open()
     except MigperfError as error:
@@ -66,64 +144,39 @@ def main() -> None:
         for backend, (state, isolates) in diagnose().items()
     ]
     works = {row[0] for row in doctor if row[1] == "yes"}
-    goals, rows = [], []
+    goals: list[dict] = []
+    rows: list[list] = []
+
+    def save(*more: dict) -> None:
+        tables = [
+            table("Backends", ["backend", "works", "isolates", "reason"], doctor),
+            table("Cases", ["case", "tenant", "samples/s", "p50 ms", "p99 ms"], rows),
+        ]
+        peers = ("torch", "transformers")
+        title = f"Partitions of {name}"
+        write(arguments.out, __file__, title, [*goals, *more], tables, peers)
+
     for backend in CASES:
-        if backend not in works:
+        if backend in works:
+            found = bounded(backend)
+            goals.append(found["goal"])
+            rows += found["rows"]
+        else:
             reason = next(row[3] for row in doctor if row[0] == backend)
             goals.append(goal(f"{backend} on a real GPU", "runs", f"not here: {reason}", None))
-            continue
-        result, failures = None, []
-        for what, model in MODELS.items():
-            try:
-                result = study(backend, model).run(allow_noise=True)
-                break
-            except MigperfError as error:
-                failures.append(f"{what}: {error}")
-        if result is None:
-            text = f"failed: {'; '.join(failures)}"
-            goals.append(goal(f"{backend} on a real GPU", "runs", text, False))
-            continue
-        alone, together = (case.label for case in result.cases)
-        found = {
-            label: [r for r in result.rows() if r["case"] == label] for label in (alone, together)
-        }
-        total = sum(r.get("throughput", 0.0) for r in found[together])
-        single = found[alone][0].get("throughput", float("nan"))
-        goals.append(
-            goal(
-                f"{backend} on a real GPU, two servers of {what}",
-                "runs; the tenants together, and the isolation index, are shown",
-                f"{total / single:.2f} times one tenant's throughput, isolation index "
-                f"{result.isolation_index(alone, together):.2f}",
-                None,
-                "; ".join([name, *(result.noise or ["quiet host"]), *failures]),
-            )
-        )
-        rows += [
-            [r["case"], r["tenant"], r.get("throughput_text", r["status"]), *milliseconds(r)]
-            for r in result.rows()
-        ]
+        print(f"bench_gpu: {backend} done after {time.monotonic() - started:.0f} s", flush=True)
+        save()
     with contextlib.closing(Node.open()) as node:
         after = read_gpu(node.gpus[0])
         same = node.gpus[0].mig_mode() == mig
+    more = [goal("MIG mode after the studies", "as before", str(same).lower(), same)]
     if before.energy_joules is not None and after.energy_joules is not None:
         spent = after.energy_joules - before.energy_joules
-        goals.append(
-            goal(
-                "energy counter of the driver over the studies",
-                "rises",
-                f"{spent:.0f} J",
-                spent > 0,
-            )
-        )
-    goals.append(goal("MIG mode after the studies", "as before", str(same).lower(), same))
-    tables = [
-        table("Backends", ["backend", "works", "isolates", "reason"], doctor),
-        table("Cases", ["case", "tenant", "samples/s", "p50 ms", "p99 ms"], rows),
-    ]
-    write(
-        arguments.out, __file__, f"Partitions of {name}", goals, tables, ("torch", "transformers")
-    )
+        more.append(
+            goal("energy counter of the driver over the studies", "rises", f"{spent:.0f} J",
+                 spent > 0)
+        )  # fmt: skip
+    save(*more)
 
 
 if __name__ == "__main__":

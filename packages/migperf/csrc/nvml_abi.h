@@ -175,6 +175,10 @@ typedef enum { NVML_MEMORY_ERROR_TYPE_CORRECTED = 0 } nvmlMemoryErrorType_t;
 typedef enum { NVML_VOLATILE_ECC = 0 } nvmlEccCounterType_t;
 typedef enum { NVML_PCIE_UTIL_TX_BYTES = 0 } nvmlPcieUtilCounter_t;
 typedef unsigned int nvmlDeviceArchitecture_t;
+typedef enum { NVML_DRIVER_WDDM = 0 } nvmlDriverModel_t;
+typedef struct {
+    unsigned long long protectedMemSizeKib, unprotectedMemSizeKib;
+} nvmlConfComputeMemSizeInfo_t;
 
 #define NVML_GPM_METRIC_MAX 477
 typedef struct {

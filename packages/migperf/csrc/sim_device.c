@@ -353,6 +353,31 @@ SIM_EXPORT nvmlReturn_t nvmlDeviceGetFanSpeed(nvmlDevice_t device, unsigned int 
     END(NVML_ERROR_NOT_SUPPORTED); /* data-centre boards have no fan of their own */
 }
 
+/* What a Linux driver without confidential computing says; nvitop asks. */
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetDriverModel_v2(nvmlDevice_t device,
+                                                    nvmlDriverModel_t *current,
+                                                    nvmlDriverModel_t *pending)
+{
+    BEGIN(current && pending);
+    USE_INSTANCE;
+    END(NVML_ERROR_NOT_SUPPORTED);
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetDriverModel(nvmlDevice_t device, nvmlDriverModel_t *current,
+                                                 nvmlDriverModel_t *pending)
+{
+    return nvmlDeviceGetDriverModel_v2(device, current, pending);
+}
+
+SIM_EXPORT nvmlReturn_t nvmlDeviceGetConfComputeMemSizeInfo(nvmlDevice_t device,
+                                                            nvmlConfComputeMemSizeInfo_t *info)
+{
+    BEGIN(info);
+    USE_INSTANCE;
+    END(NVML_ERROR_NOT_SUPPORTED);
+}
+
 SIM_EXPORT nvmlReturn_t nvmlDeviceGetPersistenceMode(nvmlDevice_t device, nvmlEnableState_t *mode)
 {
     BEGIN(mode);

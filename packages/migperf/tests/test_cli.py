@@ -113,6 +113,31 @@ def test_reset_required_is_code_6(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
 
 
+def test_noise_is_code_7_and_out_of_memory_code_8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from migperf.noise import NoiseReading
+    from migperf.study import Study
+
+    study = tmp_path / "study.yaml"
+    text = "backend: shared\nlayouts: ['1c']\nduration_s: 0.1\nwarmup_s: 0.01\nrepeat: 1\n"
+    study.write_text(text + "tenants: [{workload: {width: 32}}]\n")
+    monkeypatch.setattr(NoiseReading, "reasons", lambda self, limits=None: ["somebody else"])
+    defaults = {**(Study.run.__kwdefaults__ or {}), "retries": 0}
+    monkeypatch.setattr(Study.run, "__kwdefaults__", defaults)
+    tokens = ["run", str(study), "--out", str(tmp_path / "runs")]
+    assert run(tokens) == 7
+    assert "too noisy" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    assert run([*tokens, "--allow-noise", "--report", str(tmp_path / "page.html")]) == 0
+    assert "Disturbed windows" in (tmp_path / "page.html").read_text()
+    study.write_text(text + "tenants: [{workload: {width: 1048576}}]\n")
+    assert run(tokens) == 8
+    study.write_text(text + "tenants: [{workload: {framework: openvino, mode: train}}]\n")
+    assert run(tokens) == 2
+    capsys.readouterr()
+
+
 def test_plan_and_simulate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from migperf import paper_measurements
 

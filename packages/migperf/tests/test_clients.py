@@ -102,6 +102,43 @@ print(json.dumps({
     assert "nvmlDeviceGetMigDeviceHandleByIndex" in calls
 
 
+def test_no_function_that_nvitop_and_gpustat_ask_for_is_missing(node: Node) -> None:
+    """Every property and method of nvitop's devices, and gpustat's query."""
+    pytest.importorskip("nvitop")
+    pytest.importorskip("gpustat")
+    script = """
+import json, logging
+import pynvml
+found, missing = pynvml._nvmlGetFunctionPointer, []
+def pointer(name):
+    try:
+        return found(name)
+    except pynvml.NVMLError_FunctionNotFound:
+        missing.append(name)
+        raise
+pynvml._nvmlGetFunctionPointer = pointer
+logging.disable(logging.CRITICAL)
+from nvitop import Device
+import gpustat
+asked = 0
+for device in [*Device.all(), *Device(0).mig_devices()]:
+    for name in dir(device):
+        if name.startswith("_") or name in ("oneshot", "cuda", "parent"):
+            continue
+        asked += 1
+        try:
+            value = getattr(device, name)
+            value() if callable(value) else value
+        except (TypeError, RuntimeError, pynvml.NVMLError):
+            pass  # needs an argument, or a CUDA device
+gpustat.new_query()
+print(json.dumps([asked, missing]))
+"""
+    asked, missing = json.loads(run_client(node, script).splitlines()[-1])
+    assert asked > 200
+    assert missing == []
+
+
 def test_gpustat_runs(node: Node) -> None:
     pytest.importorskip("gpustat")
     script = (

@@ -37,6 +37,24 @@ def test_published_points_are_fitted() -> None:
     assert np.mean(errors) < 0.08
 
 
+def test_fit_with_activities_recovers_a_known_model() -> None:
+    """Time and busy time of a memory-bound workload give back the model that made them."""
+    board = load_board("a100-80gb")
+    true = LatencyModel(4.0, 0.05, 0.1, 0.08, 0.2, 3.0, board, 0.02)
+    rows = []
+    for name in ("1g.10gb", "2g.20gb", "3g.40gb", "7g.80gb"):
+        profile = board.profile(name)
+        g, m = profile.compute_slices / 7, profile.size / 8
+        for b in (1, 2, 4, 8, 16, 32, 64, 128):
+            busy = (((0.05 * b + 0.1) / g) ** 3 + ((0.08 * b + 0.2) / m) ** 3) ** (1 / 3)
+            time = (4.0**4 + busy**4) ** 0.25 + 0.02 * b
+            assert true.latency_ms(name, b) == pytest.approx(time, rel=1e-9)
+            rows.append(Measurement("w", "infer", name, b, time, activity=busy / time))
+    fitted = fit_latency([r for r in rows if r.profile != "3g.40gb"], board)
+    for r in rows:
+        assert fitted.latency_ms(r.profile, r.batch) == pytest.approx(r.latency_ms, rel=0.02)
+
+
 def test_too_few_points() -> None:
     rows = [Measurement("m", "infer", "1g.10gb", b, float(b)) for b in range(1, 6)]
     with pytest.raises(Infeasible, match="5 points"):

@@ -19,7 +19,7 @@ from migperf.noise import Limits, NoiseMeter, NoiseReading
 from migperf.partitions.base import CoreLayout, Grant, available_cores, thread_environment
 from migperf.partitions.cpu import CpuQuota, CpuSet
 from migperf.partitions.registry import BACKENDS, diagnose, get_backend
-from migperf.report import study_report
+from migperf.study_page import study_report
 from migperf.tenants import Tenant, run_window
 from migperf.workloads.base import FrameworkMissing, WorkloadSpec, create
 from migperf.workloads.numpy_ import MLP
@@ -50,7 +50,7 @@ def test_study_writes_a_folder_that_planner_and_report_read(tmp_path: Path) -> N
     assert np.all(served.times["done"] >= served.times["started"])
     assert np.all(served.times["started"] >= served.times["scheduled"] - 1e-9)
     table = load_measurements(tmp_path / "runs")
-    assert ("mlp-numpy", "train") in table.workloads
+    assert ("mlp-w64-numpy", "train") in table.workloads
     meta = json.loads((tmp_path / "runs" / "meta.json").read_text())
     assert meta["environment"]["threads"] == len(available_cores())
     study_report(tmp_path / "runs", tmp_path / "report.html")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .partitions.cpu import Whole
 from .tenants import Tenant, run_window
 from .workloads.base import FRAMEWORKS, WorkloadSpec
 
-__all__ = ["CompatRow", "check_frameworks"]
+__all__ = ["PROBES", "CompatRow", "check_frameworks"]
+
+# What is tried under each name: framework, model and image edge or sequence length.
+PROBES = {
+    **{name: WorkloadSpec(name, "mlp", width=256) for name in FRAMEWORKS},
+    "timm": WorkloadSpec("torch", "resnet18", image=32),
+    "transformers": WorkloadSpec("torch", "hf:distilbert", sequence=16),
+}
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class CompatRow:
 
     Parameters
     ----------
-    framework, mode : str
+    framework, model, mode : str
         What was tried.
     status : str
         ``ok``, or why not: ``missing``, ``refused``, ``oom``, ``crash``.
@@ -28,6 +35,7 @@ class CompatRow:
     """
 
     framework: str
+    model: str
     mode: str
     status: str
     throughput: float
@@ -35,14 +43,14 @@ class CompatRow:
 
 
 def check_frameworks(
-    frameworks: tuple[str, ...] = tuple(FRAMEWORKS), *, duration: float = 0.5, batch: int = 8
+    frameworks: tuple[str, ...] = tuple(PROBES), *, duration: float = 0.5, batch: int = 8
 ) -> list[CompatRow]:
-    """Run the perceptron in every framework, for inference and training.
+    """Run a small model in every framework, for inference and training.
 
     Parameters
     ----------
     frameworks : tuple of str
-        Which ones.
+        Names of `PROBES`.
     duration : float
         Seconds per run.
     batch : int
@@ -51,11 +59,15 @@ def check_frameworks(
     rows = []
     for framework in frameworks:
         for mode in ("infer", "train"):
-            spec = WorkloadSpec(framework, "mlp", mode, batch, width=256)
+            spec = replace(PROBES[framework], mode=mode, batch=batch)
             with Whole().open("1c") as grants:
                 window = run_window(
                     [(Tenant("probe", spec), grants[0])], duration=duration, warmup=0.1
                 )
             result = window.results[0]
-            rows.append(CompatRow(framework, mode, result.status, result.throughput, result.detail))
+            rows.append(
+                CompatRow(
+                    framework, spec.model, mode, result.status, result.throughput, result.detail
+                )
+            )
     return rows

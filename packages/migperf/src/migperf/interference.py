@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from .cases import Case
 from .errors import InputError
 from .stats import bootstrap_mean, isolation_index, jain_fairness, percentile
 from .tenants import Window
 
-__all__ = ["antt", "interference_matrix", "isolation", "slowdown", "stp", "summarise"]
+__all__ = [
+    "InterferenceTable",
+    "antt",
+    "fairness",
+    "interference_matrix",
+    "interference_tables",
+    "isolation",
+    "slowdown",
+    "stp",
+    "summarise",
+]
 
 
 def summarise(label: str, windows: Sequence[Window]) -> list[dict[str, Any]]:
@@ -59,6 +71,7 @@ def summarise(label: str, windows: Sequence[Window]) -> list[dict[str, Any]]:
                 "p50_ms": percentile(pooled, 0.5),
                 "p95_ms": percentile(pooled, 0.95),
                 "p99_ms": percentile(pooled, 0.99),
+                "joules_per_sample": float(np.mean([r.joules_per_sample for r in alive])),
                 "involuntary_switches": sum(r.involuntary_switches for r in alive),
                 "peak_memory_mib": max(r.peak_memory_mib for r in alive),
             }
@@ -126,6 +139,74 @@ def interference_matrix(
         raise InputError.of("together", together.shape, f"shape ({base.size}, {base.size})")
     matrix: NDArray[np.float64] = together / base[:, None] - 1.0
     return matrix
+
+
+@dataclass(frozen=True)
+class InterferenceTable:
+    """What tenants do to each other on one partitioning.
+
+    Parameters
+    ----------
+    backend, layout : str
+        The partitioning; the tenant of the row is in its first partition.
+    names : tuple of str, length n
+        Tenants.
+    matrix : array, shape (n, n)
+        Entry (i, j): slowdown of i beside j, minus one, by median latency; NaN where the pair
+        did not run.
+    isolation : array, shape (n, n)
+        Entry (i, j): p99 of i alone over p99 of i beside j.
+    """
+
+    backend: str
+    layout: str
+    names: tuple[str, ...]
+    matrix: Float[np.ndarray, "n n"]
+    isolation: Float[np.ndarray, "n n"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain form for ``summary.json``."""
+
+        def plain(values: NDArray[np.float64]) -> list[list[float | None]]:
+            return [[None if v != v else v for v in row] for row in values.tolist()]
+
+        return {"backend": self.backend, "layout": self.layout, "names": list(self.names),
+                "matrix": plain(self.matrix), "isolation": plain(self.isolation)}  # fmt: skip
+
+
+def interference_tables(
+    cases: Sequence[Case], windows: Mapping[str, Sequence[Window]]
+) -> list[InterferenceTable]:
+    """Collect the pairs of a study, one table per partitioning.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+        Those of the study; `migperf.cases.read_study` makes the pairs.
+    windows : mapping of str to sequence of Window
+        Repeats by case label.
+    """
+    places = dict.fromkeys((c.backend, c.layout, c.batch) for c in cases if c.is_pair)
+    tables = []
+    for place in places:
+        here = {
+            c.tenants: windows[c.label] for c in cases if (c.backend, c.layout, c.batch) == place
+        }
+        names = tuple(k[0] for k in here if isinstance(k, tuple) and len(k) == 1)
+        shape = (len(names), len(names))
+        medians, tails, alone = np.full(shape, np.nan), np.full(shape, np.nan), []
+        for i, one in enumerate(names):
+            before = _quantiles(here[one,], 0.5, one)
+            alone.append(float(np.median(before)) if before else math.nan)
+            for j, two in enumerate(names):
+                beside = here.get((one, f"{two}-2" if one == two else two), ())
+                both = [w for w in beside if all(r.status == "ok" for r in w.results)]
+                if before and both:
+                    medians[i, j] = float(np.median(_quantiles(both, 0.5, one)))
+                    tails[i, j] = isolation(here[one,], both, one)
+        matrix = interference_matrix(alone, medians)
+        tables.append(InterferenceTable(place[0], place[1], names, matrix, tails))
+    return tables
 
 
 def stp(throughputs: Sequence[float], whole: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from .errors import InputError
 
 __all__ = ["Measurement", "MeasurementTable", "load_measurements", "paper_measurements"]
 
-_COLUMNS = "workload,mode,profile,batch,latency_ms[,memory_mib][,activity][,status]"
+_COLUMNS = "workload,mode,profile,batch,latency_ms[,memory_mib][,activity][,status][,joules]"
 
 
 @dataclass(frozen=True, order=True)
@@ -36,6 +36,8 @@ class Measurement:
         Graphics engine activity (GRACT), 0 to 1; NaN where unknown.
     status : str
         ``ok`` or ``oom``; an out-of-memory is never a zero.
+    joules : float
+        Measured energy per sample, J; NaN where unknown.
     """
 
     workload: str
@@ -46,6 +48,7 @@ class Measurement:
     memory_mib: float = math.nan
     activity: float = math.nan
     status: str = "ok"
+    joules: float = math.nan
 
     @property
     def rate(self) -> float:
@@ -114,7 +117,7 @@ class MeasurementTable:
         """Write the table in the form that `load_measurements` reads."""
         out = io.StringIO()
         names = ["workload", "mode", "profile", "batch", "latency_ms", "memory_mib", "activity",
-                 "status"]  # fmt: skip
+                 "status", "joules"]  # fmt: skip
         writer = csv.DictWriter(out, names, lineterminator="\n")
         writer.writeheader()
         for row in self:
@@ -187,6 +190,7 @@ def read_table(text: str, name: str = "table") -> MeasurementTable:
                 _number(cells.get("memory_mib"), "memory_mib", where),
                 _number(cells.get("activity"), "activity", where),
                 status,
+                _number(cells.get("joules"), "joules", where),
             )
         )
     return MeasurementTable(rows)

@@ -6,12 +6,21 @@
 GPU. The first term is what no partition shortens (launches, host), the second what multiprocessors
 shorten, the third what memory bandwidth shortens; ``k`` says how sharply the largest term wins.
 The form is this package's own choice, not the paper's.
+
+Where the activity of the GPU (GRACT) was measured, the time in which it works is known apart from
+the time in which it waits, and the model says both:
+
+    busy(b, p) = (((c b + d) / (g_p / G))^k + ((w b + e) / (m_p / M))^k)^(1/k)
+    t(b, p)    = (t0^4 + busy^4)^(1/4) + s b
+
+with the host's time ``s`` per sample (loading, copying) that nothing overlaps. Both are fitted
+together, each weighted by how well the points of a first fit follow it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +48,8 @@ class LatencyModel:
         Sharpness of the maximum, at least 1.
     board : Board
         Geometry that the slices are taken from.
+    s : float or None
+        Milliseconds per sample; None where the model was fitted without activities.
     """
 
     t0: float
@@ -48,9 +59,11 @@ class LatencyModel:
     e: float
     k: float
     board: Board
+    s: float | None = None
 
     def __repr__(self) -> str:
-        terms = ", ".join(f"{n}={getattr(self, n):.4g}" for n in (*_NAMES, "k"))
+        names = (*_NAMES, "k") if self.s is None else (*_NAMES, "k", "s")
+        terms = ", ".join(f"{n}={getattr(self, n):.4g}" for n in names)
         return f"LatencyModel({terms})"
 
     def latency_ms(self, profile: str, batch: float) -> float:
@@ -58,10 +71,11 @@ class LatencyModel:
         row = self.board.profile(profile)
         g = row.compute_slices / self.board.compute_slices
         m = row.size / self.board.memory_slices
-        theta = np.log([max(getattr(self, n), 1e-12) for n in _NAMES] + [self.k - 1 + 1e-12])
-        return float(
-            np.exp(_log_time(theta, np.array([float(batch)]), np.array([g]), np.array([m]))[0])
-        )
+        values = [*(getattr(self, n) for n in _NAMES), self.k - 1]
+        points = np.array([[float(batch)], [g], [m]])
+        if self.s is None:
+            return float(np.exp(_log_time(_logs(values), *points)[0]))
+        return float(np.exp(_log_times(_logs([*values, self.s]), *points)[0][0]))
 
     def predict(self, workload: str, mode: str, profile: str, batches: Sequence[int]) -> list[
         Measurement
@@ -93,8 +107,35 @@ def _log_time(
     return total
 
 
+def _logs(values: Sequence[float]) -> NDArray[np.float64]:
+    """Parameters as the fits see them: logarithms, so that all stay positive."""
+    return np.asarray(np.log(np.maximum(values, 1e-12)))
+
+
+def _smooth_max(
+    one: NDArray[np.float64], two: NDArray[np.float64], k: float
+) -> NDArray[np.float64]:
+    high, low = np.maximum(one, two), np.minimum(one, two)
+    return np.asarray(high * (1 + (low / high) ** k) ** (1 / k))
+
+
+def _log_times(
+    theta: NDArray[np.float64],
+    batch: NDArray[np.float64],
+    g: NDArray[np.float64],
+    m: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of the time of a batch, and of the time in which the GPU works on it."""
+    t0, c, d, w, e, extra, s = np.exp(np.clip(theta, -30.0, 12.0))
+    busy = _smooth_max((c * batch + d) / g, (w * batch + e) / m, 1.0 + min(extra, 15.0))
+    time = _smooth_max(np.full_like(batch, t0), busy, 4.0) + s * batch
+    return np.log(time), np.log(busy)
+
+
 def fit_latency(rows: Sequence[Measurement], board: Board | str = "a100-80gb") -> LatencyModel:
     """Fit the model to measured points by least squares on log time, from several starts.
+
+    Activities are used where every point has one.
 
     Parameters
     ----------
@@ -121,23 +162,43 @@ def fit_latency(rows: Sequence[Measurement], board: Board | str = "a100-80gb") -
     m = np.array([p.size for p in profiles]) / target.memory_slices
     slope = float(np.exp(np.min(time - np.log(batch) + np.log(g))))
     floor = float(np.exp(time.min()))
-    best = None
-    for share in (0.9, 0.5, 0.1):
-        for sharpness in (1.0, 4.0):
-            start = np.log(
-                [floor * 0.8, slope * share, floor * 0.05, slope * (1 - share), floor * 0.05,
-                 sharpness]
-            )  # fmt: skip
-            found = least_squares(
-                lambda theta: _log_time(theta, batch, g, m) - time, start, method="trf",
-                loss="linear", max_nfev=400,
-            )  # fmt: skip
-            if best is None or found.cost < best.cost:
-                best = found
-    assert best is not None
-    values = np.exp(np.clip(best.x, -40.0, 20.0))
-    t0, c, d, w, e, extra = (float(v) for v in values)
-    return LatencyModel(t0, c, d, w, e, 1.0 + extra, target)
+    starts = [
+        [floor * 0.8, slope * share, floor * 0.05, slope * (1 - share), floor * 0.05, sharpness]
+        for share in (0.9, 0.5, 0.1) for sharpness in (1.0, 4.0)
+    ]  # fmt: skip
+    activity = np.array([r.activity for r in alive])
+    if np.isnan(activity).any() or len(alive) < 8:
+        theta = _best(lambda x: _log_time(x, batch, g, m) - time, starts)
+        t0, c, d, w, e, extra = (float(v) for v in np.exp(np.clip(theta, -40.0, 20.0)))
+        return LatencyModel(t0, c, d, w, e, 1.0 + extra, target)
+    worked = time + np.log(np.maximum(activity, 1e-3))
+    starts = [[*start, slope * 0.05] for start in starts]
+
+    def residuals(theta: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        total, busy = _log_times(theta, batch, g, m)
+        return total - time, busy - worked
+
+    weight = 1.0
+    for _ in range(3):
+
+        def weighted(x: NDArray[np.float64], share: float = weight) -> NDArray[np.float64]:
+            total, busy = residuals(x)
+            return np.concatenate([total, share * busy])
+
+        theta = _best(weighted, starts)
+        spread = [float(np.sqrt(np.mean(r**2))) for r in residuals(theta)]
+        weight = float(np.clip(spread[0] / max(spread[1], 1e-9), 0.05, 1.0))
+    t0, c, d, w, e, extra, s = (float(v) for v in np.exp(np.clip(theta, -30.0, 12.0)))
+    return LatencyModel(t0, c, d, w, e, 1.0 + min(extra, 15.0), target, s)
+
+
+def _best(
+    residual: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    starts: Sequence[Sequence[float]],
+) -> NDArray[np.float64]:
+    """Parameters of the best of several least-squares fits."""
+    found = [least_squares(residual, _logs(start), method="trf", max_nfev=400) for start in starts]
+    return np.asarray(min(found, key=lambda f: f.cost).x)
 
 
 def leave_one_profile_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -18,43 +19,17 @@ from typing import Any
 import numpy as np
 import yaml
 
+from .cases import Case, read_study
 from .errors import InputError, MigperfError, NoisyHost, WorkloadOutOfMemory
-from .interference import isolation, summarise
+from .interference import InterferenceTable, interference_tables, isolation, summarise
 from .measurements import Measurement
 from .noise import Limits
-from .partitions.base import Grant
 from .partitions.gpu import Opener
-from .partitions.registry import BACKENDS, get_backend
+from .partitions.registry import get_backend
 from .tenants import Tenant, TenantResult, Window, run_window
 from .workloads.base import FrameworkMissing, WorkloadSpec
 
 __all__ = ["Case", "Study", "StudyResult", "environment"]
-
-_FIELDS = ("backend", "layouts", "tenants", "cases", "repeat", "duration_s", "warmup_s", "seed",
-           "target_half_width")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """A backend with a layout.
-
-    Parameters
-    ----------
-    backend, layout : str
-        Such as ``cpuset`` and ``1c*2``.
-    tenants : int
-        How many of the study's tenants run, counted from the first; -1 means one per partition.
-    """
-
-    backend: str
-    layout: str
-    tenants: int = -1
-
-    @property
-    def label(self) -> str:
-        """Name in results."""
-        alone = " alone" if self.tenants == 1 and "*" in self.layout else ""
-        return f"{self.backend}:{self.layout}{alone}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +61,16 @@ class StudyResult:
         """Median over repeats of p99 alone divided by p99 together, for two case labels."""
         return isolation(self.windows[alone], self.windows[together])
 
+    def workloads(self, case: Case) -> dict[str, str]:
+        """Tenants that ran in a case, with what they ran."""
+        names = dict.fromkeys(r.tenant for w in self.windows[case.label] for r in w.results)
+        specs = self._specs[case.label]
+        return {n: f"{specs[n].label} {specs[n].mode} batch {specs[n].batch}" for n in names}
+
+    def interference(self) -> list[InterferenceTable]:
+        """One table per partitioning on which pairs of tenants were measured."""
+        return interference_tables(self.cases, self.windows)
+
     def to_frame(self) -> list[dict[str, Any]]:
         """Rows for a data frame: ``pandas.DataFrame(result.to_frame())``."""
         return self.rows()
@@ -102,21 +87,28 @@ class StudyResult:
     def measurements(self) -> list[Measurement]:
         """Points for the planner: mean batch latency per workload and partition."""
         found: dict[tuple[str, str, str, int], list[float]] = {}
+        energy: dict[tuple[str, str, str, int], list[float]] = {}
         status: dict[tuple[str, str, str, int], str] = {}
-        for case in self.cases:
+        # Pairs are there to show interference; they only count where nothing else was measured.
+        calm = [c for c in self.cases if not c.is_pair]
+        for case in calm or self.cases:
             for window in self.windows[case.label]:
                 for result in window.results:
-                    spec = self._specs[result.tenant]
+                    spec = self._specs[case.label][result.tenant]
                     key = (spec.label, spec.mode, result.partition, spec.batch)
                     if result.status == "ok":
                         times = result.times["done"] - result.times["started"]
                         found.setdefault(key, []).append(float(np.nanmean(times)) * 1000)
+                        energy.setdefault(key, []).append(result.joules_per_sample)
                     elif result.status == "oom":
                         status[key] = "oom"
-        rows = [Measurement(*key, float(np.mean(v))) for key, v in found.items()]
+        rows = [
+            Measurement(*key, float(np.mean(v)), joules=float(np.mean(energy[key])))
+            for key, v in found.items()
+        ]
         return rows + [Measurement(*k, math.nan, status="oom") for k in status if k not in found]
 
-    _specs: dict[str, WorkloadSpec] = field(default_factory=dict)
+    _specs: dict[str, dict[str, WorkloadSpec]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,31 +161,9 @@ class Study:
 
     @classmethod
     def from_dict(cls, data: object) -> Study:
-        """Read the mapping of a study file; see the page "study files" of the documentation."""
-        if not isinstance(data, dict) or not set(data) <= set(_FIELDS):
-            raise InputError.of("study", data, f"a mapping with {', '.join(_FIELDS)}")
-        tenants = tuple(_tenant(t, i) for i, t in enumerate(_list(data, "tenants")))
-        cases: list[Case] = []
-        if "cases" in data:
-            for number, row in enumerate(_list(data, "cases")):
-                allowed = {"backend", "layout", "tenants"}
-                if not isinstance(row, dict) or not set(row) <= allowed or "backend" not in row:
-                    raise InputError.of(f"cases[{number}]", row, "backend, layout and tenants")
-                layout = str(row.get("layout", "1c"))
-                cases.append(Case(str(row["backend"]), layout, _count(row.get("tenants", -1))))
-        else:
-            backend = str(data.get("backend", "cpuset"))
-            cases = [Case(backend, str(x)) for x in _list(data, "layouts")]
-        for case in cases:
-            if case.backend not in BACKENDS:
-                raise InputError.of("backend", case.backend, ", ".join(BACKENDS))
-        if len({c.label for c in cases}) < len(cases):
-            raise InputError.of("cases", [c.label for c in cases], "each case once")
-        return cls(
-            tuple(cases), tenants, int(_positive(data, "repeat", 5)),
-            _positive(data, "duration_s", 10.0), _positive(data, "warmup_s", 0.5),
-            int(data.get("seed", 0)), float(data.get("target_half_width", 0.0)),
-        )  # fmt: skip
+        """Read the mapping of a study file; see `migperf.cases.read_study`."""
+        cases, tenants, rest = read_study(data)
+        return cls(cases, tenants, **rest)
 
     def run(
         self,
@@ -268,7 +238,7 @@ class Study:
             {label: tuple(runs) for label, runs in windows.items()},
             tuple(remarks),
             time.monotonic() - started,
-            {t.name: t.workload for t in self._everybody()},
+            {c.label: {t.name: t.workload for t in c.choose(self.tenants)} for c in self.cases},
         )
         if out is not None:
             save(result, Path(out))
@@ -280,26 +250,17 @@ class Study:
         rows = summarise("", runs)
         return all(r["throughput_half_width"] <= self.target_half_width for r in rows)
 
-    def _everybody(self) -> list[Tenant]:
-        found = list(self.tenants)
-        for copy in range(2, 17):
-            found += [Tenant(f"{t.name}-{copy}", t.workload, t.arrivals, t.slo_ms, t.queue_limit)
-                      for t in self.tenants]  # fmt: skip
-        return found
-
     def _window(
         self, case: Case, number: int, opener: Opener | None, allow_mode_change: bool
     ) -> Window:
         backend = get_backend(case.backend, opener, allow_mode_change=allow_mode_change)
         with backend.open(case.layout) as grants:
-            chosen: list[Grant] = list(grants)
-            if case.tenants > 0:
-                chosen = chosen[: case.tenants]
-            pairs = list(zip(self._everybody(), chosen, strict=False))
+            pairs = list(zip(case.choose(self.tenants), grants, strict=False))
             crowded = sum(g.threads for _, g in pairs) > len(os.sched_getaffinity(0))
             return run_window(
                 pairs, duration=self.duration, warmup=self.warmup,
                 seed=self.seed + 1000 * number, crowded=crowded,
+                energy=backend.meter([g for _, g in pairs]),
             )  # fmt: skip
 
 
@@ -315,47 +276,6 @@ def _check_alive(case: Case, window: Window) -> None:
     if first.status == "refused":
         raise InputError(text)
     raise MigperfError(text)
-
-
-def _list(data: dict[str, Any], name: str) -> list[Any]:
-    value = data.get(name)
-    if not isinstance(value, list) or not value:
-        raise InputError.of(name, value, "a list with at least one entry")
-    return value
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or value == 0 or value < -1:
-        raise InputError.of("cases.tenants", value, "an integer >= 1, or -1 for one per partition")
-    return value
-
-
-def _positive(data: dict[str, Any], name: str, default: float) -> float:
-    value = data.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise InputError.of(name, value, "a number > 0")
-    return float(value)
-
-
-def _tenant(row: object, number: int) -> Tenant:
-    allowed = {"name", "workload", "arrivals", "slo", "queue_limit"}
-    if not isinstance(row, dict) or not set(row) <= allowed or "workload" not in row:
-        raise InputError.of(f"tenants[{number}]", row, "name, workload, arrivals, slo, queue_limit")
-    slo = row.get("slo") or {}
-    if not isinstance(slo, dict) or not set(slo) <= {"p99_ms"}:
-        raise InputError.of(f"tenants[{number}].slo", slo, "{p99_ms: MILLISECONDS}")
-    arrivals = row.get("arrivals")
-    if arrivals is not None and not isinstance(arrivals, dict):
-        raise InputError.of(
-            f"tenants[{number}].arrivals", arrivals, "a mapping such as {poisson: 30}"
-        )
-    return Tenant(
-        str(row.get("name", f"tenant{number + 1}")),
-        WorkloadSpec.from_dict(row["workload"]),
-        arrivals,
-        slo.get("p99_ms"),
-        row.get("queue_limit", 10000),
-    )
 
 
 def environment() -> dict[str, Any]:
@@ -401,26 +321,33 @@ def save(result: StudyResult, out: Path) -> None:
         (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         summary = {
             "schema_version": 1,
+            "cases": [
+                {"label": c.label, "backend": c.backend, "layout": c.layout, "batch": c.batch,
+                 "workloads": result.workloads(c)}
+                for c in result.cases
+            ],
             "rows": [_plain(r) for r in result.rows()],
+            "interference": [t.to_json() for t in result.interference()],
             "measurements": [
                 {k: v for k, v in vars(m).items() if v == v} for m in result.measurements()
                 if m.status == "ok"
             ],
         }  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        with (folder / "samples.csv").open("w", encoding="utf-8") as stream:
-            stream.write("case,repeat,tenant,partition,status,scheduled,sent,started,done\n")
+        names = ("scheduled", "sent", "started", "done")
+        with (folder / "samples.csv").open("w", encoding="utf-8", newline="") as stream:
+            # Layouts such as "3g.40gb, 4g.40gb" need quotes.
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(("case", "repeat", "tenant", "partition", "status", *names))
             for label, runs in result.windows.items():
                 for number, window in enumerate(runs):
                     for r in window.results:
-                        head = f"{label},{number},{r.tenant},{r.partition},{r.status}"
+                        head = (label, number, r.tenant, r.partition, r.status)
                         if r.status != "ok":
-                            stream.write(f"{head},,,,\n")
+                            writer.writerow((*head, *("" for _ in names)))
                             continue
-                        columns = (r.times[k] for k in ("scheduled", "sent", "started", "done"))
-                        for cells in zip(*columns, strict=True):
-                            text = ",".join("" if c != c else f"{c:.7f}" for c in cells)
-                            stream.write(f"{head},{text}\n")
+                        for cells in zip(*(r.times[k] for k in names), strict=True):
+                            writer.writerow((*head, *("" if c != c else f"{c:.7f}" for c in cells)))
         folder.chmod(0o755)
         if out.is_dir():
             old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))

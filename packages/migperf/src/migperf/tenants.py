@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .errors import MigperfError
 from .noise import NoiseMeter, NoiseReading
 from .partitions.base import Grant
+from .telemetry.meter import EnergyMeter
 from .workloads.base import WorkloadSpec
 
 __all__ = ["Tenant", "TenantResult", "Window", "run_window"]
@@ -72,6 +73,10 @@ class TenantResult:
         How often the kernel took the core away.
     peak_memory_mib : float
         Largest resident size.
+    joules : float
+        Energy of the window, J: an estimate beside other tenants; NaN where it is not known.
+    seconds : float
+        Length of the window.
     """
 
     tenant: str
@@ -83,6 +88,14 @@ class TenantResult:
     cpu_seconds: float = 0.0
     involuntary_switches: int = 0
     peak_memory_mib: float = float("nan")
+    joules: float = float("nan")
+    seconds: float = float("nan")
+
+    @property
+    def joules_per_sample(self) -> float:
+        """Energy over the samples of the window, J; NaN where it is not known."""
+        samples = self.throughput * self.seconds
+        return self.joules / samples if samples > 0 else float("nan")
 
     @property
     def latency_ms(self) -> NDArray[np.float64]:
@@ -95,11 +108,24 @@ class TenantResult:
 
 @dataclass(frozen=True)
 class Window:
-    """One window: what every tenant measured, and what disturbed it."""
+    """One window.
+
+    Parameters
+    ----------
+    results : tuple of TenantResult
+        What every tenant measured.
+    noise : NoiseReading
+        What disturbed it.
+    duration : float
+        Seconds.
+    joules : float
+        Energy of the whole device, J; NaN where no counter is readable.
+    """
 
     results: tuple[TenantResult, ...]
     noise: NoiseReading
     duration: float
+    joules: float = float("nan")
 
 
 def _start(
@@ -146,7 +172,9 @@ def _read(process: subprocess.Popen[str]) -> dict[str, Any]:
     return {"status": "crash", "detail": f"exit status {process.returncode} {tail}"}
 
 
-def _result(tenant: Tenant, grant: Grant, message: dict[str, Any]) -> TenantResult:
+def _result(
+    tenant: Tenant, grant: Grant, message: dict[str, Any], joules: float | None, seconds: float
+) -> TenantResult:
     status = str(message["status"])
     if status != "ok":
         return TenantResult(tenant.name, grant.partition, status, str(message.get("detail", "")))
@@ -157,13 +185,13 @@ def _result(tenant: Tenant, grant: Grant, message: dict[str, Any]) -> TenantResu
     return TenantResult(
         tenant.name, grant.partition, "ok", "", float(message["throughput"]), times,
         float(message["cpu_seconds"]), int(message["involuntary_switches"]),
-        float(message["peak_memory_mib"]),
+        float(message["peak_memory_mib"]), float("nan") if joules is None else joules, seconds,
     )  # fmt: skip
 
 
 def run_window(
     pairs: Sequence[tuple[Tenant, Grant]], *, duration: float, warmup: float = 0.3, seed: int = 0,
-    crowded: bool = False,
+    crowded: bool = False, energy: EnergyMeter | None = None,
 ) -> Window:  # fmt: skip
     """Run tenants side by side for one window.
 
@@ -180,6 +208,8 @@ def run_window(
         Seed of the arrivals.
     crowded : bool
         More threads than cores are run on purpose, so that waiting for a core is no noise.
+    energy : EnergyMeter, optional
+        Read from the common start until every tenant has answered, and scaled to `duration`.
     """
     processes: list[subprocess.Popen[str]] = []
     try:
@@ -194,8 +224,12 @@ def run_window(
             pipe = _pipe(processes[i].stdin)
             pipe.write(json.dumps({"start": start}) + "\n")
             pipe.flush()
+        if energy is not None:
+            time.sleep(max(0.0, start - time.perf_counter()))
+            energy.start()
         for i in alive:
             messages[i] = _read(processes[i])
+        spent = energy.stop() if energy is not None else None
         used = sum(float(m.get("cpu_seconds", 0.0)) for m in messages)
         noise = meter.stop(used)
         for process in processes:
@@ -210,5 +244,9 @@ def run_window(
             for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
-    results = tuple(_result(t, g, m) for (t, g), m in zip(pairs, messages, strict=True))
-    return Window(results, noise, duration)
+    scale = min(1.0, duration / spent.seconds) if spent else 1.0
+    shares = [s and s * scale for s in spent.shares] if spent else [None] * len(pairs)
+    results = tuple(
+        _result(t, g, m, s, duration) for (t, g), m, s in zip(pairs, messages, shares, strict=True)
+    )
+    return Window(results, noise, duration, spent.joules * scale if spent else float("nan"))

@@ -10,17 +10,17 @@ from ..loadgen.slo import search_rate
 from ..node import Node
 from ..partitions.base import available_cores
 from ..partitions.registry import diagnose
-from ..report import study_report
 from ..study import Study
 from ..workloads.base import WorkloadSpec, create
 from .common import mode_change_allowed, open_node, print_json, print_table, progress
+from .pages import doctor_page, slo_page
 
 __all__ = ["demo", "doctor", "report", "run", "slo"]
 
 
 def run(
     study: str, *, out: str = "runs", allow_noise: bool = False, sim: str | None = None,
-    json: bool = False,
+    report: str | None = None, json: bool = False,
 ) -> int:  # fmt: skip
     """Run a study file and write a folder of results.
 
@@ -38,6 +38,8 @@ def run(
         Keep figures from a disturbed machine, and say so.
     sim : str
         State file or name of a simulated machine, for backend mig.
+    report : str
+        HTML file to write as well; its figures are written beside it.
     json : bool
         Print the rows as JSON.
     """
@@ -46,6 +48,10 @@ def run(
         out, allow_noise=allow_noise, opener=lambda: open_node(sim),
         allow_mode_change=mode_change_allowed(), on_step=progress,
     )  # fmt: skip
+    if report is not None:
+        from ..study_page import study_report
+
+        study_report(Path(out), Path(report))
     rows = result.rows()
     if json:
         plain = [
@@ -82,6 +88,7 @@ def slo(
     image: int = 64,
     duration: float = 5.0,
     seed: int = 0,
+    report: str | None = None,
     json: bool = False,
 ) -> int:
     """Find the largest Poisson rate whose 99th percentile meets a bound, on this machine.
@@ -106,6 +113,8 @@ def slo(
         Seconds per trial.
     seed : int
         Seed of the arrivals.
+    report : str
+        HTML file to write as well; its figures are written beside it.
     json : bool
         Print JSON.
     """
@@ -121,6 +130,8 @@ def slo(
         return open_loop(workload.step, times, largest_batch=batch)  # type: ignore[arg-type]
 
     found = search_rate(play, bound, duration=duration, seed=seed)
+    if report is not None:
+        slo_page(Path(report), found, bound, f"{spec.label}, batch up to {batch}")
     if json:
         print_json({"schema_version": 1, "rate": found.rate, "p99_ms": found.latency * 1000,
                     "saturated_rate": found.saturated_rate,
@@ -145,13 +156,15 @@ def _seconds(text: str) -> float:
     raise InputError.of("p99", text, "a positive time such as 20ms or 0.5s")
 
 
-def doctor(*, sim: str | None = None, json: bool = False) -> int:
+def doctor(*, sim: str | None = None, report: str | None = None, json: bool = False) -> int:
     """Say which backends work on this machine, and why the others do not.
 
     Parameters
     ----------
     sim : str
         State file or name of a simulated machine.
+    report : str
+        HTML file to write as well; its figures are written beside it.
     json : bool
         Print JSON.
     """
@@ -160,6 +173,8 @@ def doctor(*, sim: str | None = None, json: bool = False) -> int:
         return open_node(sim)
 
     found = diagnose(opener)
+    if report is not None:
+        doctor_page(Path(report), found)
     if json:
         print_json(
             {k: {"works": a.ok, "reason": a.reason, "isolates": i} for k, (a, i) in found.items()}
@@ -173,19 +188,26 @@ def doctor(*, sim: str | None = None, json: bool = False) -> int:
     return 0
 
 
-def report(runs: str, *, out: str = "report.html") -> int:
-    """Write the HTML report of a result folder.
+def report(runs: str, *, out: str = "report.html", demands: str | None = None) -> int:
+    """Write the HTML report of measurements: curves, interference, fronts, layouts.
 
-    Example: migperf report runs/ --out report.html
+    Examples: migperf report runs/ --out report.html;
+    migperf report table.csv --demands demands.yaml --out plan.html
 
     Parameters
     ----------
     runs : str
-        Folder that `migperf run` wrote.
+        Folder that `migperf run` wrote, a table of measurements (CSV), or the paper's result
+        folder.
     out : str
         HTML file; its figures are written beside it.
+    demands : str
+        Demands file: adds the planner's answer, what bounds cost, and the trade-off between two.
     """
-    study_report(Path(runs), Path(out))
+    # Imported here: matplotlib takes longer to import than most commands run.
+    from ..study_page import study_report
+
+    study_report(Path(runs), Path(out), None if demands is None else Path(demands))
     print(f"written: {out}")
     return 0
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from ..compat import check_frameworks
+from pathlib import Path
+
+from ..compat import PROBES, check_frameworks
 from ..errors import InputError
 from ..exporter import Exporter, serve
 from ..measurements import load_measurements
 from ..planner.exact import solve_exact
 from ..planner.model import build_problem, load_demands
 from ..planner.validate import validate_plan
-from ..workloads.base import FRAMEWORKS
 from .common import open_node, print_json, print_table
+from .pages import compat_page, simulate_page
 
 __all__ = ["compat", "exporter", "simulate"]
 
@@ -45,8 +47,8 @@ def exporter(*, port: int = 9400, sim: str | None = None, once: bool = False) ->
     return 0
 
 
-def compat(*, frameworks: str = ",".join(FRAMEWORKS), duration: float = 0.5,
-           json: bool = False) -> int:  # fmt: skip
+def compat(*, frameworks: str = ",".join(PROBES), duration: float = 0.5,
+           report: str | None = None, json: bool = False) -> int:  # fmt: skip
     """Run every framework for inference and training on this machine.
 
     Parameters
@@ -55,14 +57,18 @@ def compat(*, frameworks: str = ",".join(FRAMEWORKS), duration: float = 0.5,
         Names separated by commas.
     duration : float
         Seconds per run.
+    report : str
+        HTML file to write as well; its figures are written beside it.
     json : bool
         Print JSON.
     """
     names = tuple(f.strip() for f in frameworks.split(",") if f.strip())
     for name in names:
-        if name not in FRAMEWORKS:
-            raise InputError.of("frameworks", name, ", ".join(FRAMEWORKS))
+        if name not in PROBES:
+            raise InputError.of("frameworks", name, ", ".join(PROBES))
     rows = check_frameworks(names, duration=duration)
+    if report is not None:
+        compat_page(Path(report), rows)
     if json:
         print_json(
             [{**vars(r), "throughput": r.throughput if r.status == "ok" else None} for r in rows]
@@ -70,16 +76,17 @@ def compat(*, frameworks: str = ",".join(FRAMEWORKS), duration: float = 0.5,
         return 0
     print_table(
         "Frameworks",
-        ["framework", "mode", "status", "samples/s", "detail"],
-        [[r.framework, r.mode, r.status, f"{r.throughput:.4g}" if r.status == "ok" else "-",
-          r.detail[:90]] for r in rows],
+        ["framework", "model", "mode", "status", "samples/s", "detail"],
+        [[r.framework, r.model, r.mode, r.status,
+          f"{r.throughput:.4g}" if r.status == "ok" else "-", r.detail[:90]] for r in rows],
     )  # fmt: skip
     return 0
 
 
 def simulate(
-    demands: str, *, profiles: str, seeds: int = 20, requests: int = 20000, json: bool = False
-) -> int:
+    demands: str, *, profiles: str, seeds: int = 20, requests: int = 20000,
+    report: str | None = None, json: bool = False,
+) -> int:  # fmt: skip
     """Plan, then play the plan: Poisson requests on every instance.
 
     Example: migperf simulate demands.yaml --profiles runs/
@@ -96,6 +103,8 @@ def simulate(
         Number of runs.
     requests : int
         Requests per demand and run.
+    report : str
+        HTML file to write as well; its figures are written beside it.
     json : bool
         Print JSON.
     """
@@ -106,6 +115,8 @@ def simulate(
     answer = solve_exact(problem)
     checks = validate_plan(problem, answer, seeds=seeds, requests=requests)
     good = all(c.share_met >= 0.99 for c in checks)
+    if report is not None:
+        simulate_page(Path(report), answer.value, seeds, checks)
     if json:
         print_json(
             {"schema_version": 1, "gpus": answer.value, "met": good,

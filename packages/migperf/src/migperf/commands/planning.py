@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from ..measurements import load_measurements
 from ..planner.exact import Objective, solve_exact
@@ -22,6 +23,7 @@ def plan_command(
     time_limit: float = 60.0,
     explain: bool = False,
     compare_heuristics: bool = False,
+    report: str | None = None,
     json: bool = False,
 ) -> int:
     """Choose how to cut GPUs and what to run where, with proof of optimality.
@@ -46,6 +48,9 @@ def plan_command(
         Print what binds, and shadow prices.
     compare_heuristics : bool
         Print what five heuristics need.
+    report : str
+        HTML page of `migperf report` with these demands (objective min_gpus); its figures are
+        written beside it.
     json : bool
         Print JSON.
     """
@@ -53,6 +58,11 @@ def plan_command(
     problem = build_problem(load_measurements(profiles), wanted, board)
     answer = solve_exact(problem, objective, gpus=gpus, time_limit=time_limit)
     others = compare(problem) if compare_heuristics else {}
+    if report is not None:
+        # Imported here: matplotlib takes longer to import than most commands run.
+        from ..study_page import study_report
+
+        study_report(Path(profiles), Path(report), Path(demands))
     if json:
         print_json({**answer.to_json(), "heuristics": others} if others else answer.to_json())
     else:

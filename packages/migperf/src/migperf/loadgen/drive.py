@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +30,15 @@ class LoadResult:
     ----------
     scheduled, sent, started, done : array, shape (n,)
         When a request was due, handed over, taken up and finished; NaN where it was rejected.
+    real_time : bool
+        Whether the thread that hands requests over had real-time priority.
     """
 
     scheduled: Times
     sent: Times
     started: Times
     done: Times
+    real_time: bool = False
 
     def __repr__(self) -> str:
         return f"LoadResult({self.scheduled.size} requests, {self.rejected} rejected)"
@@ -59,12 +64,34 @@ class LoadResult:
         return float((self.latency <= slo).sum()) / duration
 
 
-def _wait_until(deadline: float) -> None:
+def _wait_until(deadline: float, spin: float = _SPIN_SECONDS) -> None:
     remaining = deadline - time.perf_counter()
-    if remaining > _SPIN_SECONDS:
-        time.sleep(remaining - _SPIN_SECONDS)
+    if remaining > spin:
+        time.sleep(remaining - spin)
     while time.perf_counter() < deadline:
         time.sleep(0)
+
+
+@contextmanager
+def _real_time(wanted: bool) -> Iterator[bool]:
+    """Give the calling thread the lowest real-time priority, where the system allows it.
+
+    A thread that sleeps until the next arrival then gets its core at once, also on a loaded
+    machine. Threads and processes started meanwhile do not inherit it.
+    """
+    if not wanted or not hasattr(os, "SCHED_RESET_ON_FORK"):
+        yield False
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except PermissionError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def open_loop(
@@ -75,6 +102,7 @@ def open_loop(
     largest_batch: int = 1,
     queue_limit: int | None = None,
     start: float | None = None,
+    real_time: bool = True,
 ) -> LoadResult:
     """Issue requests at their scheduled times, whatever the server does.
 
@@ -92,6 +120,8 @@ def open_loop(
         Requests that find so many waiting are rejected; the clock is never blocked.
     start : float, optional
         Value of ``time.perf_counter()`` at which the window begins; default now.
+    real_time : bool
+        Hand requests over at real-time priority, where this process may; the servers keep theirs.
 
     Returns
     -------
@@ -130,15 +160,18 @@ def open_loop(
     threads = [threading.Thread(target=work, daemon=True) for _ in range(servers)]
     for thread in threads:
         thread.start()
-    for index, due in enumerate(arrivals.tolist()):
-        _wait_until(origin + due)
-        if failures:
-            break
-        with ready:
-            if queue_limit is None or len(waiting) < queue_limit:
-                waiting.append(index)
-                sent[index] = time.perf_counter() - origin
-                ready.notify()
+    with _real_time(real_time) as prompt:
+        # Spinning at real-time priority could starve the servers of a core that both share.
+        spin = 0.0 if prompt else _SPIN_SECONDS
+        for index, due in enumerate(arrivals.tolist()):
+            _wait_until(origin + due, spin)
+            if failures:
+                break
+            with ready:
+                if queue_limit is None or len(waiting) < queue_limit:
+                    waiting.append(index)
+                    sent[index] = time.perf_counter() - origin
+                    ready.notify()
     with ready:
         finished = True
         ready.notify_all()
@@ -146,7 +179,7 @@ def open_loop(
         thread.join()
     if failures:
         raise failures[0]
-    return LoadResult(arrivals, sent, started, done)
+    return LoadResult(arrivals, sent, started, done, prompt)
 
 
 def closed_loop(

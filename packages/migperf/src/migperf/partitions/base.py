@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..telemetry.meter import EnergyMeter
 
 __all__ = [
     "Availability",
@@ -75,6 +78,9 @@ class Backend(Protocol):
 
     def open(self, layout: str) -> Any:
         """Context manager: the grants of a layout; the former state is back on exit."""
+
+    def meter(self, grants: Sequence[Grant]) -> EnergyMeter:
+        """Energy meter of the device behind the grants; for use while they are open."""
 
 
 def available_cores() -> tuple[int, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import psutil
 
 from ..errors import Infeasible, PermissionDenied
+from ..telemetry.meter import RaplMeter
 from .base import Availability, CoreLayout, Grant, available_cores, grants_of, thread_environment
 
 __all__ = ["CpuQuota", "CpuSet", "Shared", "Whole"]
@@ -21,7 +22,15 @@ def _grant(partition: str, cores: tuple[int, ...], threads: int, memory: int | N
     return Grant(partition, thread_environment(threads), cores, threads, memory, cgroup)
 
 
-class Whole:
+class _OnCores:
+    """What all CPU backends share."""
+
+    def meter(self, grants: Sequence[Grant]) -> RaplMeter:
+        """Energy counter of the packages, where it is readable."""
+        return RaplMeter(grants)
+
+
+class Whole(_OnCores):
     """One tenant has all cores."""
 
     name = "whole"
@@ -37,7 +46,7 @@ class Whole:
         return grants_of([_grant("whole", cores, len(cores))])
 
 
-class Shared:
+class Shared(_OnCores):
     """All tenants on all cores, as with time-slicing on a GPU: nothing is isolated."""
 
     name = "shared"
@@ -54,7 +63,7 @@ class Shared:
         return grants_of([_grant("shared", cores, len(cores)) for _ in parts])
 
 
-class CpuSet:
+class CpuSet(_OnCores):
     """Disjoint cores per tenant, threads equal to cores, as MIG separates multiprocessors."""
 
     name = "cpuset"
@@ -88,7 +97,7 @@ class CpuSet:
         return grants_of(grants)
 
 
-class CpuQuota:
+class CpuQuota(_OnCores):
     """A share of all cores' time per tenant, as MPS limits the share of multiprocessors.
 
     Parameters

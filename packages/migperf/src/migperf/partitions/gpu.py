@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import InputError, MigperfError
 from ..mps import MpsDaemon, find_mps
-from ..node import Node
+from ..node import Gpu, Node
+from ..telemetry.meter import GpuMeter
 from .base import Availability, CoreLayout, Grant, available_cores, thread_environment
 
 __all__ = ["Mig", "Mps", "TimeSlice"]
@@ -30,7 +31,39 @@ def _cuda_driver(opener: Opener) -> Availability:
         return Availability(False, str(error))
 
 
-class Mig:
+class _OnGpu:
+    """What all GPU backends share: the node is open while grants are in use.
+
+    Parameters
+    ----------
+    opener : callable
+        Opens the node.
+    gpu : int
+        GPU index.
+    """
+
+    def __init__(self, opener: Opener = Node.open, gpu: int = 0) -> None:
+        self._opener = opener
+        self._index = gpu
+        self._gpu: Gpu | None = None
+
+    @contextmanager
+    def _opened(self) -> Iterator[Gpu]:
+        with self._opener() as node:
+            self._gpu = node.gpus[self._index]
+            try:
+                yield self._gpu
+            finally:
+                self._gpu = None
+
+    def meter(self, grants: Sequence[Grant]) -> GpuMeter:
+        """Energy counter of the GPU; only while a layout is open."""
+        if self._gpu is None:
+            raise RuntimeError("meter: no layout is open")
+        return GpuMeter(self._gpu, grants)
+
+
+class Mig(_OnGpu):
     """One MIG device per tenant.
 
     Parameters
@@ -49,8 +82,7 @@ class Mig:
     def __init__(
         self, opener: Opener = Node.open, gpu: int = 0, *, allow_mode_change: bool = False
     ) -> None:
-        self._opener = opener
-        self._gpu = gpu
+        super().__init__(opener, gpu)
         self._allow = allow_mode_change
 
     def available(self) -> Availability:
@@ -69,27 +101,24 @@ class Mig:
     def open(self, layout: str) -> Iterator[list[Grant]]:
         """Apply the layout, grant its devices, and put the former layout back."""
         threads = max(1, len(available_cores()))
-        with self._opener() as node:
-            gpu = node.gpus[self._gpu]
-            with gpu.apply(layout, allow_mode_change=self._allow) as applied:
-                grants = []
-                for device in applied.devices:
-                    name = device.name.rsplit("MIG ", 1)[-1]
-                    env = {**thread_environment(threads), **device.env()}
-                    place = (self._gpu, device.gpu_instance_id)
-                    grants.append(Grant(name, env, (), threads, device=place))
-                yield grants
+        with (
+            self._opened() as gpu,
+            gpu.apply(layout, allow_mode_change=self._allow) as applied,
+        ):
+            grants = []
+            for device in applied.devices:
+                name = device.name.rsplit("MIG ", 1)[-1]
+                env = {**thread_environment(threads), **device.env()}
+                place = (self._index, device.gpu_instance_id)
+                grants.append(Grant(name, env, (), threads, device=place))
+            yield grants
 
 
-class TimeSlice:
+class TimeSlice(_OnGpu):
     """Plain processes on one GPU, which the driver runs in turns."""
 
     name = "timeslice"
     isolates = "nothing"
-
-    def __init__(self, opener: Opener = Node.open, gpu: int = 0) -> None:
-        self._opener = opener
-        self._gpu = gpu
 
     def available(self) -> Availability:
         """Ask for a real driver."""
@@ -101,26 +130,21 @@ class TimeSlice:
         match = re.fullmatch(r"gpu(?:\*(\d+))?", layout.strip())
         if match is None or not 1 <= int(match[1] or 1) <= 64:
             raise InputError.of("layout", layout, "gpu*N with N from 1 to 64")
-        with self._opener() as node:
-            uuid = node.gpus[self._gpu].uuid
         threads = max(1, len(available_cores()))
-        env = {
-            **thread_environment(threads),
-            "CUDA_VISIBLE_DEVICES": uuid,
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        }
-        yield [Grant("timeslice", dict(env), (), threads) for _ in range(int(match[1] or 1))]
+        with self._opened() as gpu:
+            env = {
+                **thread_environment(threads),
+                "CUDA_VISIBLE_DEVICES": gpu.uuid,
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            }
+            yield [Grant("timeslice", dict(env), (), threads) for _ in range(int(match[1] or 1))]
 
 
-class Mps:
+class Mps(_OnGpu):
     """MPS clients with a limited share of multiprocessors each, on a GPU or a MIG device."""
 
     name = "mps"
     isolates = "share of multiprocessors (upper limit) and memory limit; not bandwidth or cache"
-
-    def __init__(self, opener: Opener = Node.open, gpu: int = 0) -> None:
-        self._opener = opener
-        self._gpu = gpu
 
     def available(self) -> Availability:
         """Ask for a real driver and nvidia-cuda-mps-control."""
@@ -135,10 +159,8 @@ class Mps:
     def open(self, layout: str) -> Iterator[list[Grant]]:
         """Run a daemon, grant shares such as ``50%*2``, and end the daemon."""
         parts = CoreLayout.parse(layout, percent=True).parts
-        with self._opener() as node:
-            uuid = node.gpus[self._gpu].uuid
         threads = max(1, len(available_cores()))
-        with MpsDaemon(device=uuid) as daemon:
+        with self._opened() as gpu, MpsDaemon(device=gpu.uuid) as daemon:
             yield [
                 Grant(
                     f"{part}%",

@@ -10,12 +10,12 @@ import psutil
 
 from ..noise import read_pressure_seconds
 
-__all__ = ["CpuReading", "CpuSampler", "rapl_domains"]
+__all__ = ["RAPL", "CpuReading", "CpuSampler", "rapl_domains"]
 
-_RAPL = Path("/sys/class/powercap")
+RAPL = Path("/sys/class/powercap")
 
 
-def rapl_domains(root: Path = _RAPL) -> list[Path]:
+def rapl_domains(root: Path = RAPL) -> list[Path]:
     """Package domains whose energy counter this user may read."""
     found = []
     for folder in sorted(root.glob("intel-rapl:*")):
@@ -60,7 +60,7 @@ class CpuSampler:
         Folder of the RAPL domains.
     """
 
-    def __init__(self, root: Path = _RAPL) -> None:
+    def __init__(self, root: Path = RAPL) -> None:
         self._domains = rapl_domains(root)
         self._mark()
 

@@ -80,8 +80,16 @@ class WorkloadSpec:
 
     @property
     def label(self) -> str:
-        """Name in results: model and framework."""
-        return f"{self.model}-{self.framework}"
+        """Name in results: model, its size where that is not the default, and framework."""
+        field, letter = ("image", "i")
+        if self.model == "mlp":
+            field, letter = ("width", "w")
+        elif self.model.startswith("hf:"):
+            field, letter = ("sequence", "s")
+        size = getattr(self, field)
+        usual = type(self).__dataclass_fields__[field].default
+        shown = "" if size == usual else f"-{letter}{size}"
+        return f"{self.model}{shown}-{self.framework}"
 
 
 class Workload(Protocol):

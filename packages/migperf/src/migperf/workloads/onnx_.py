@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..errors import InputError
 from .base import FrameworkMissing, WorkloadSpec
 
@@ -24,6 +22,8 @@ class OnnxWorkload:
     def __init__(self, spec: WorkloadSpec, threads: int) -> None:
         import onnxruntime
 
+        from .numpy_ import MLP
+
         if spec.mode != "infer" or spec.model != "mlp":
             raise InputError.of(
                 "model and mode of framework onnx", (spec.model, spec.mode), "mlp with infer"
@@ -35,8 +35,7 @@ class OnnxWorkload:
         self.session = onnxruntime.InferenceSession(
             _graph(spec.width), options, providers=["CPUExecutionProvider"]
         )
-        generator = np.random.default_rng(0)
-        self.inputs = generator.standard_normal((spec.batch, spec.width)).astype(np.float32)
+        self.inputs = MLP(spec.width, batch=spec.batch).inputs
 
     def step(self, batch: int) -> None:
         """Run one batch."""

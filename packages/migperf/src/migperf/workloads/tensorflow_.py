@@ -29,8 +29,12 @@ class TensorflowWorkload:
         tf: Any = importlib.import_module("tensorflow")
         if spec.model != "mlp":
             raise InputError.of("model of framework tensorflow", spec.model, "mlp")
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        # TensorFlow refuses to change these once it has run something, even to equal values.
+        runtime = tf.config.threading
+        if runtime.get_intra_op_parallelism_threads() != threads:
+            runtime.set_intra_op_parallelism_threads(threads)
+        if runtime.get_inter_op_parallelism_threads() != 1:
+            runtime.set_inter_op_parallelism_threads(1)
         base = MLP(spec.width, batch=spec.batch)
         self.train = spec.mode == "train"
         self.weights = [tf.Variable(w) for w in base.weights]
