@@ -1,6 +1,7 @@
 """Pseudo-log-likelihood, repair, training of the miniatures, converters, command line."""
 
 import json
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -297,6 +298,14 @@ def test_demo_writes_a_valid_result(tmp_path, monkeypatch):
         assert (tmp_path / figure["path"]).stat().st_size > 5000
     control = result["claims"][-1]
     assert float(control["measured"]) < 1e-10
+
+
+def test_examples_run(capsys):
+    for path in sorted((Path(__file__).parents[1] / "examples").glob("*.py")):
+        runpy.run_path(str(path))
+    text = capsys.readouterr().out
+    assert "two opinions: compatible False" in text
+    assert "exact predictor of a joint: compatible True" in text
 
 
 def test_help_runs_in_a_process():

@@ -89,6 +89,22 @@ def test_every_family_passes_one_contract(family, rng):
     assert np.allclose(again[5].log_p, found[0].log_p, atol=1e-5)
 
 
+def test_inputs_with_two_places_are_repeated_and_rotary_queries_left_alone(rng):
+    """The last layer asks with the wanted places alone only where that changes no logit."""
+    scorer = MaskedScorer(tiny("bert"), V - 1)
+    assert scorer._site[0] == "query"
+    assert MaskedScorer(tiny("roformer"), V - 1)._site[0] == "late"  # positions inside attention
+    requests = requests_of(rng, [9] * 8, V - 1)
+    for extra in (1, 7):  # few inputs with two places are run twice; with many, the layer is whole
+        more = [Request(r.ids, 4, r.candidates) for r in requests[:extra]]
+        found = Planner(scorer).score([*requests, *more])
+        alone = Planner(scorer, max_batch=1).score([*requests, *more])
+        whole = Planner(MaskedScorer(scorer.model, V - 1, late=False)).score([*requests, *more])
+        for one, two, three in zip(found, alone, whole):
+            assert np.allclose(one.log_p, two.log_p, atol=1e-5)
+            assert np.allclose(one.log_p, three.log_p, atol=1e-5)
+
+
 def test_a_masked_diffusion_model_and_a_shifted_one(rng):
     """A bidirectional any-order denoiser without special tokens; Dream predicts one place later."""
     table = rng.normal(size=(8, 12))
