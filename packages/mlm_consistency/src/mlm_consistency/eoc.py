@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from .errors import InputError, ProbeError, require
 from .mini_data import read_lines
-from .pooling import POOLS, cross_fitted
+from .pooling import FITTED, POOLS, cross_fitted
 from .probes import COMMON_WORDS
 from .scorers.seq2seq import InfillRequest, InfillScorer, load_infill, wrap
 from .stats import Interval, bootstrap, mcnemar
@@ -222,10 +222,10 @@ class EnsembleOfConditionals:
     model : str, transformers encoder-decoder or InfillScorer
         ``"mini-t5"``, a folder, a Hugging Face id.
     patterns : str or list of MaskingPattern
-    pool : "max", "avg", "geo", "arith" or "ag"
+    pool : "max", "avg", "geo", "arith", "ag" or "linear"
         The paper's ensemble is "max".
     weights : sequence of float, optional
-        One per pattern.
+        One per pattern; of any sign with "linear" (`pooling.fit_weights`).
     tokenizer : optional
         Needed unless `model` is a name.
 
@@ -360,15 +360,15 @@ class EnsembleResult:
     skipped: int = 0
 
     def correct(self, pool: str, seed: int = 0) -> Bool[np.ndarray, " n"]:
-        """Whether a pool (or a pattern by name, or "fitted") chooses the answer, per item."""
+        """Whether a pool, a pattern, "fitted" or "signed" chooses the answer, per item."""
         if pool in self.patterns:
             return np.asarray(
                 self.scores[:, self.patterns.index(pool)].argmax(axis=1) == self.answers
             )
-        if pool == "fitted":
-            pooled = cross_fitted(self.scores, self.answers, seed=seed)
+        if pool in FITTED:
+            pooled = cross_fitted(self.scores, self.answers, seed=seed, signed=FITTED[pool])
             return np.asarray(pooled.argmax(axis=1) == self.answers)
-        require(pool in POOLS, "pool", pool, f"one of {', '.join([*POOLS, 'fitted'])}")
+        require(pool in POOLS, "pool", pool, f"one of {', '.join([*POOLS, *FITTED])}")
         chosen = [int(np.argmax(POOLS[pool](s))) for s in self.scores]
         return np.asarray(np.asarray(chosen) == self.answers)
 

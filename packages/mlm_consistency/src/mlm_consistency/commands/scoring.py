@@ -33,7 +33,8 @@ def eoc(
     patterns
         Of baseline, offset:K, offset:K1-K2, span:LxGxN.
     pool
-        Of max (the paper's), avg, geo, arith, ag, fitted (weights fitted on the other folds).
+        Of max (the paper's), avg, geo, arith, ag; fitted (weights fitted on the other folds) and
+        signed (the same, weights of any sign).
     out
         Folder for eoc.json and report.html.
     dtype, device
@@ -43,20 +44,21 @@ def eoc(
     """
     from ..eoc import EnsembleOfConditionals, read_items
     from ..files import write_json
-    from ..pooling import POOLS
+    from ..pooling import FITTED, POOLS
     from ..report import ensemble_page
     from ..scorers import load_infill
 
     pools = [p.strip() for p in pool.split(",") if p.strip()]
     for name in pools:
-        require(name in (*POOLS, "fitted"), "pool", name, f"of {', '.join([*POOLS, 'fitted'])}")
+        require(name in (*POOLS, *FITTED), "pool", name, f"of {', '.join([*POOLS, *FITTED])}")
     items = read_items(task)
     scorer, tokenizer = load_infill(model, dtype, device)
     ensemble = EnsembleOfConditionals(scorer, patterns, tokenizer=tokenizer)
     say = status_line()
     result = ensemble.evaluate(items, lambda done, total: say(f"item {done} of {total}"))
-    if "fitted" in pools and len(result.answers) < 5:
-        raise InputError(f"pool = 'fitted': allowed with 5 or more items, task has {len(items)}")
+    if set(pools) & set(FITTED) and len(result.answers) < 5:
+        raise InputError(f"pool = {pool!r}: fitted ones are allowed with 5 or more items, task has"
+                         f" {len(items)}")  # fmt: skip
     rows = result.table(pools)
     curves = {p: result.curve(p, 100) for p in pools if p in ("max", "avg", "geo")}
     curves = curves or {"max": result.curve("max", 100)}
@@ -89,6 +91,7 @@ def score(
     *,
     pll: str = "original",
     out: Path | None = None,
+    page: Path | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     budget_mib: int = 256,
@@ -108,6 +111,8 @@ def score(
         `original` or `within_word_l2r`.
     out
         CSV file.
+    page
+        Page (html).
     dtype, device
         Precision and device.
     budget_mib
@@ -122,6 +127,7 @@ def score(
     from ..mini_data import read_lines
     from ..planner import Planner
     from ..pll import METRICS, pseudo_log_likelihood
+    from ..report import score_page
     from ..scorers import load
 
     require(pll in METRICS, "pll", pll, f"one of {', '.join(METRICS)}")
@@ -135,9 +141,13 @@ def score(
         writer.writerow(["pll", "per_token", "tokens", "text"])
         writer.writerows(rows)
         write_text(out, buffer.getvalue())
+    if page:
+        tokens = sum(len(s.tokens) for s in found)
+        words = f"{model}: {len(found)} texts, {tokens} tokens, metric {pll}."
+        score_page(found, page, [words])
     if json:
         print_json([{"text": s.text, "pll": s.total, "tokens": list(s.tokens),
                       "log_p": s.log_p.tolist()} for s in found])  # fmt: skip
-    elif not out:
+    elif not out and not page:
         for total, _, _, text in rows:
             print(f"{total:.4f}\t{text}")
