@@ -102,8 +102,8 @@ def main() -> None:
         goal("ensemble for BERT-style models: unary NLL", "at least 2 % lower",
              f"{best[2]:.2f} % [{best[3]:.2f}, {best[4]:.2f}] ({best[0]}); with weights fitted on"
              f" {more} other pairs {share[0]:.2f} % [{share[1]:.2f}, {share[2]:.2f}] below the"
-             f" model with a fitted temperature ({most[0]}; that temperature alone: {alone[2]:.1f} %;"
-             " tried: every pool of the table)", max(best[2], share[0]) >= 2),
+             f" model with a fitted temperature ({most[0]}; that temperature alone:"
+             f" {alone[2]:.1f} %; tried: every pool of the table)", max(best[2], share[0]) >= 2),
     ]  # fmt: skip
     write(
         arguments.out, "bench_reproduction", f"The BERT-style miniature on {len(tables)} pairs",
