@@ -49,11 +49,15 @@ def test_pll_against_one_forward_per_token(mini, metric):
 
 
 @pytest.mark.peer
-def test_pll_against_minicons(mini):
+def test_pll_against_minicons(mini, monkeypatch):
     pytest.importorskip("minicons")
     from minicons import scorer as peer
 
     scorer, tokenizer = mini
+    # minicons 0.3.39 calls a method that transformers 5 no longer has; the call itself is the same
+    monkeypatch.setattr(
+        type(tokenizer), "batch_encode_plus", lambda self, *a, **k: self(*a, **k), raising=False
+    )
     texts = held_out_sentences()[:12]
     theirs = peer.MaskedLMScorer(scorer.model, "cpu", tokenizer=tokenizer)
     for metric in ("original", "within_word_l2r"):

@@ -210,12 +210,14 @@ def score_histogram(per_token: Sequence[float]) -> Figure:
     values = np.asarray(per_token, float)
     values = values[np.isfinite(values)]
     figure, ax = new()
-    ax.hist(values, bins=min(40, max(5, len(values) // 4)), color=BLUE, label="texts")
+    ax.hist(values, bins=min(40, max(5, len(values) // 4)), color=BLUE, edgecolor="white",
+            label="texts")  # fmt: skip
     if len(values):
         ax.axvline(values.mean(), color=ORANGE, label=f"mean {values.mean():.3g} nats")
     ax.set_xlabel("pseudo-log-likelihood per token (nats)")
     ax.set_ylabel("texts")
     ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.set_ylim(top=1.3 * ax.get_ylim()[1])  # room for the legend
     ax.legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 

@@ -162,7 +162,7 @@ def pair(
     """
     from .. import compat, figures, gibbs, joints
     from ..evaluator import ConsistencyEvaluator
-    from ..report import render
+    from ..report import number, render
 
     require(joint in joints.METHODS, "joint", joint, f"one of {', '.join(joints.METHODS)}")
     sets = None
@@ -181,7 +181,7 @@ def pair(
                            f" total variation of {tv:.4g}."],
                [("Curl by candidate", figures.token_heatmap(table), "Zero where consistent.")],
                [{"title": f"Joint: {joint}", "columns": ["[1]", "[2]", "probability"],
-                 "rows": frame.values.tolist()}])  # fmt: skip
+                 "rows": [[a, b, number(p)] for a, b, p in frame.values.tolist()]}])  # fmt: skip
     if json:
         print_json(
             {
