@@ -1,6 +1,7 @@
 """Pseudo-log-likelihood, repair, training of the miniatures, converters, command line."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -219,6 +220,27 @@ def test_converter_reads_a_wheel_without_running_it(tmp_path):
         zoo.convert(tmp_path / "antiberty.whl", tmp_path / "out")
     with pytest.raises(InputError, match="sapiens and antiberty"):
         zoo.convert(tmp_path / "other.whl", tmp_path / "out")
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(("wheel", "per_token"), [("sapiens-1.0.3", -0.43266),
+                                                  ("antiberty-0.1.3", -0.41639)])  # fmt: skip
+def test_antibody_models_score_their_readmes_chain(tmp_path, wheel, per_token):
+    """Figures measured without this package; WHEELS is a folder filled by `pip download`."""
+    path = Path(os.environ.get("WHEELS", "")) / f"{wheel}-py3-none-any.whl"
+    if not path.exists():
+        pytest.skip("WHEELS names no folder with the wheel")
+    from mlm_consistency import load
+
+    zoo.convert(path, tmp_path)
+    scorer, tokenizer = load(str(tmp_path))
+    chain = (
+        "EVQLVQSGPEVKKPGTSVKVSCKASGFTFMSSAVQWVRQARGQRLEWIGWIVIGSGNTNYAQKFQERVTITRDMSTSTAYMELSSLRSEDT"
+        "AVYYCAAPYCSSISCNDGFDIWGQGTMVTVS"
+    )
+    found = pseudo_log_likelihood([chain], Planner(scorer), tokenizer)[0]
+    assert len(found.tokens) == 122
+    assert found.per_token == pytest.approx(per_token, abs=1e-5)
 
 
 def fails(capsys, *arguments):
