@@ -114,9 +114,13 @@ def main() -> None:
     if sys.argv[1:] == ["--memory"]:
         print(*long_text())
         return
-    arguments = options("bench_throughput", __doc__)
+    arguments = options(
+        "bench_throughput",
+        __doc__,
+        texts={"type": int, "default": 40, "help": "sentences of the token-score comparison"},
+    )
     torch.set_num_threads(1)
-    repeats, count = (2, 8) if arguments.quick else (5, 40)
+    repeats, count = (2, 8) if arguments.quick else (5, arguments.texts)
     texts = [t for t in held_out_sentences() if len(t) < 250][:count]
     scorer, tokenizer = load("mini-bert")
     rows, goals = [], []
@@ -160,6 +164,7 @@ def main() -> None:
         arguments.out, "bench_throughput", "Throughput and memory", goals,
         [table("Tokens per processor second", ["vocabulary", "system", "tokens/s", "s"], rows)],
         packages=("minicons",),
+        arguments=f" --texts {count}",
     )  # fmt: skip
 
 

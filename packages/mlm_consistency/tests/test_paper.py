@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from mlm_consistency import paper, pooling
+from mlm_consistency import InputError, paper, pooling
 
 # roberta-base, C4 url (538, 0, 3): p(w00|w10), p(w01|w10), p(w00|w11), p(w01|w11), p(w10|w00),
 # p(w11|w00), p(w10|w01), p(w11|w01); the authors' average over the eight solved values
@@ -86,6 +86,22 @@ def test_fitted_weights_find_the_informative_pattern(rng):
     assert w[1] > 5 * max(w[0], w[2])
     pooled = pooling.cross_fitted(scores, answers)
     assert (pooled.argmax(1) == answers).mean() > (scores.mean(1).argmax(1) == answers).mean()
+
+
+def test_signed_weights_set_a_pattern_against_the_others(rng):
+    """Answers follow the difference of two patterns: only weights of both signs can say so."""
+    prior, answers = 2 * rng.normal(size=(500, 1, 3)), rng.integers(0, 3, 500)
+    scores = np.concatenate([prior, prior], 1) + 0.1 * rng.normal(size=(500, 2, 3))
+    scores[np.arange(500), 1, answers] += 1.0
+    w = pooling.fit_weights(scores, answers, signed=True)
+    assert w[0] < 0 < w[1]
+    assert w[0] == pytest.approx(-w[1], rel=0.15)
+    signed = pooling.cross_fitted(scores, answers, signed=True).argmax(1) == answers
+    assert signed.mean() > (pooling.cross_fitted(scores, answers).argmax(1) == answers).mean() + 0.2
+    one = pooling.POOLS["linear"](scores[0], w)
+    assert np.allclose(one, w[0] * scores[0, 0] + w[1] * scores[0, 1])
+    with pytest.raises(InputError, match="weights"):
+        pooling.linear(scores[0], [1.0])
 
 
 def test_cross_fitting_cannot_learn_from_its_own_answers(rng):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from mlm_consistency import InfillScorer, InputError, ProbeError
+from mlm_consistency import InfillScorer, InputError, ProbeError, held_out_sentences
 from mlm_consistency.eoc import (
     CompletionItem,
     EnsembleOfConditionals,
@@ -177,6 +177,21 @@ def test_items_and_patterns_from_text(tmp_path, mini_t5):
     for text in ("offset:0", "offset:3-2", "span:3x5", "other", "baseline,baseline"):
         with pytest.raises(InputError, match="patterns"):
             parse_patterns(text)
+
+
+def test_items_cut_anywhere_are_one_a_sentence_and_keep_the_rules(mini_t5):
+    tokenizer = mini_t5[1]
+    sentences = held_out_sentences()[:150]
+    last = last_word_items(sentences, tokenizer)
+    items = last_word_items(sentences, tokenizer, anywhere=True, longest=30)
+    assert len(last) < len(items) <= len(sentences)
+    for item in items:
+        ids = tokenizer(item.context, add_special_tokens=False)["input_ids"]
+        assert len(ids) <= 30
+        word = item.completions[item.answer]
+        assert len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1
+        assert any(f"{item.context} {word}" in s.lower() for s in sentences)
+        assert len(set(item.completions)) == 4
 
 
 def test_bigram_and_long_span_tests(mini_t5):

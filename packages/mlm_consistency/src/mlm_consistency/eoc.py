@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 
 from .errors import InputError, ProbeError, require
 from .mini_data import read_lines
-from .pooling import POOLS, cross_fitted
+from .pooling import FITTED, POOLS, cross_fitted
+from .probes import COMMON_WORDS
 from .scorers.seq2seq import InfillRequest, InfillScorer, load_infill, wrap
 from .stats import Interval, bootstrap, mcnemar
 
@@ -136,26 +137,53 @@ def read_items(path: str | Path) -> list[CompletionItem]:
 
 
 def last_word_items(
-    sentences: Sequence[str], tokenizer: Any, options: int = 4, seed: int = 0, shortest: int = 21
+    sentences: Sequence[str],
+    tokenizer: Any,
+    options: int = 4,
+    seed: int = 0,
+    shortest: int = 21,
+    anywhere: bool = False,
+    longest: int = 0,
 ) -> list[CompletionItem]:
     """Multiple choice of a sentence's last word, wrong ones from other sentences.
 
     Wrong completions are last words of about the same frequency, so that frequency alone does not
     help. Kept are prompts of more than 20 tokens whose last word is one known token (paper: more
-    than 20 tokens, completions of fewer than 5).
+    than 20 tokens, completions of fewer than 5). One item a sentence at most.
+
+    Parameters
+    ----------
+    sentences : sequence of str
+    tokenizer : Hugging Face tokenizer
+    options : int
+        Completions per item, the right one included.
+    seed : int
+        Wrong words, place of the right one, and the cuts.
+    shortest : int
+        Fewest tokens of a prompt.
+    anywhere : bool
+        End the sentence at a random one of its words that is not one of the sixty most common:
+        more sentences give an item.
+    longest : int
+        Keep the last words of a prompt up to this many tokens; 0 keeps all.
     """
     rng = np.random.default_rng(seed)
     prompts, words = [], []
     for sentence in sentences:
-        text = sentence.rstrip(" .,:;?!()").lower()
-        head, _, word = text.rpartition(" ")
-        if not word.isalpha():
-            continue
-        ids = tokenizer(head, add_special_tokens=False)["input_ids"]
-        one = tokenizer(word, add_special_tokens=False)["input_ids"]
-        if len(ids) >= shortest and len(one) == 1 and one[0] != tokenizer.unk_token_id:
-            prompts.append(head)
-            words.append(word)
+        row = sentence.rstrip(" .,:;?!()\"'").lower().split()
+        tokens = tokenizer(row, add_special_tokens=False)["input_ids"] if row else []
+        sizes = np.cumsum([0, *map(len, tokens)])
+        places = [
+            at for at in (range(len(row)) if anywhere else range(len(row) - 1, len(row)))
+            if sizes[at] >= shortest and row[at].isalpha() and len(tokens[at]) == 1
+            and tokens[at][0] != tokenizer.unk_token_id
+            and not (anywhere and row[at] in COMMON_WORDS)
+        ]  # fmt: skip
+        if places:
+            at = int(rng.choice(places)) if anywhere else places[0]
+            first = int(np.searchsorted(sizes, sizes[at] - longest)) if longest else 0
+            prompts.append(" ".join(row[first:at]))
+            words.append(row[at])
     require(len(set(words)) > 2 * options, "sentences", len(sentences),
             "enough sentences of 21 tokens with different last words")  # fmt: skip
     names, counts = np.unique(words, return_counts=True)
@@ -194,10 +222,10 @@ class EnsembleOfConditionals:
     model : str, transformers encoder-decoder or InfillScorer
         ``"mini-t5"``, a folder, a Hugging Face id.
     patterns : str or list of MaskingPattern
-    pool : "max", "avg", "geo", "arith" or "ag"
+    pool : "max", "avg", "geo", "arith", "ag" or "linear"
         The paper's ensemble is "max".
     weights : sequence of float, optional
-        One per pattern.
+        One per pattern; of any sign with "linear" (`pooling.fit_weights`).
     tokenizer : optional
         Needed unless `model` is a name.
 
@@ -332,15 +360,15 @@ class EnsembleResult:
     skipped: int = 0
 
     def correct(self, pool: str, seed: int = 0) -> Bool[np.ndarray, " n"]:
-        """Whether a pool (or a pattern by name, or "fitted") chooses the answer, per item."""
+        """Whether a pool, a pattern, "fitted" or "signed" chooses the answer, per item."""
         if pool in self.patterns:
             return np.asarray(
                 self.scores[:, self.patterns.index(pool)].argmax(axis=1) == self.answers
             )
-        if pool == "fitted":
-            pooled = cross_fitted(self.scores, self.answers, seed=seed)
+        if pool in FITTED:
+            pooled = cross_fitted(self.scores, self.answers, seed=seed, signed=FITTED[pool])
             return np.asarray(pooled.argmax(axis=1) == self.answers)
-        require(pool in POOLS, "pool", pool, f"one of {', '.join([*POOLS, 'fitted'])}")
+        require(pool in POOLS, "pool", pool, f"one of {', '.join([*POOLS, *FITTED])}")
         chosen = [int(np.argmax(POOLS[pool](s))) for s in self.scores]
         return np.asarray(np.asarray(chosen) == self.answers)
 

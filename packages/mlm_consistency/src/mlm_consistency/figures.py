@@ -205,6 +205,33 @@ def against_authors(ours: dict[str, float], authors: dict[str, dict[str, float]]
     return figure
 
 
+def score_histogram(per_token: Sequence[float]) -> Figure:
+    """Histogram of pseudo-log-likelihoods per token."""
+    values = np.asarray(per_token, float)
+    values = values[np.isfinite(values)]
+    figure, ax = new()
+    ax.hist(values, bins=min(40, max(5, len(values) // 4)), color=BLUE, edgecolor="white",
+            label="texts")  # fmt: skip
+    if len(values):
+        ax.axvline(values.mean(), color=ORANGE, label=f"mean {values.mean():.3g} nats")
+    ax.set_xlabel("pseudo-log-likelihood per token (nats)")
+    ax.set_ylabel("texts")
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.set_ylim(top=1.3 * ax.get_ylim()[1])  # room for the legend
+    ax.legend(fontsize=8, frameon=False, loc="upper left")
+    return figure
+
+
+def token_bars(tokens: Sequence[str], log_p: Sequence[float], largest: int = 40) -> Figure:
+    """Log-probability of every token of one text, given all others."""
+    shown = min(len(tokens), largest)
+    figure, ax = new(9.0, 3.2)
+    ax.bar(range(shown), list(log_p)[:shown], color=BLUE, width=0.8)
+    ax.set_xticks(range(shown), list(tokens)[:shown], rotation=60, ha="right", fontsize=8)
+    ax.set_ylabel("log-probability (nats)")
+    return figure
+
+
 def comparison(rows: Sequence[dict[str, Any]], first: str, second: str) -> Figure:
     """Medians of two runs, one panel of bars in per cent of A."""
     shown = [r for r in rows if r["change_percent"] is not None]

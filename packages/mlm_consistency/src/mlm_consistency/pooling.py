@@ -71,21 +71,42 @@ def arnold_gokhale(
     return arithmetic(scores, weights)
 
 
+def linear(
+    scores: Float[np.ndarray, "m c"], weights: Sequence[float] | None = None
+) -> Float[np.ndarray, " c"]:
+    """Weighted sum of the patterns' scores, weights of any sign (`fit_weights`).
+
+    A negative weight sets a pattern against the others: one that hardly sees the prompt's end tells
+    what is frequent anyway. Without weights it is `average`. Ours, not the paper's.
+    """
+    if weights is None:
+        return average(scores)
+    w = np.asarray(weights, np.float64)
+    require(w.shape == (len(scores),), "weights", w.shape, f"one weight for each of {len(scores)}"
+            " patterns")  # fmt: skip
+    return np.asarray(w @ np.asarray(scores))
+
+
 POOLS: dict[str, Callable[..., Float[np.ndarray, " c"]]] = {
     "max": maximum,
     "avg": average,
     "geo": geometric,
     "arith": arithmetic,
     "ag": arnold_gokhale,
+    "linear": linear,
 }
+FITTED = {"fitted": False, "signed": True}  # pools with fitted weights: whether of any sign
 
 
 def fit_weights(
-    scores: Float[np.ndarray, "n m c"], answers: Int[np.ndarray, " n"], ridge: float = 1.0
+    scores: Float[np.ndarray, "n m c"],
+    answers: Int[np.ndarray, " n"],
+    ridge: float = 1.0,
+    signed: bool = False,
 ) -> Float[np.ndarray, " m"]:
     """Weights of a log-linear pool, by maximum likelihood of the answers.
 
-    Conditional logistic regression with non-negative coefficients:
+    Conditional logistic regression:
     ``P(y) ~ exp(sum_m w_m s_m(y))``.
     The coefficients are not normalised: their sum is an inverse temperature.
 
@@ -95,6 +116,8 @@ def fit_weights(
     answers : int [n]
     ridge : float
         Strength of a pull towards equal coefficients.
+    signed : bool
+        Allow negative coefficients.
     """
     scores = np.asarray(scores, np.float64)
     n, m, _ = scores.shape
@@ -111,7 +134,9 @@ def fit_weights(
         return value / n, gradient / n
 
     start = np.full(m, 1.0 / m)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * m)
+    found = minimize(
+        loss, start, jac=True, method="L-BFGS-B", bounds=None if signed else [(0, None)] * m
+    )
     return np.asarray(found.x)
 
 
@@ -120,6 +145,7 @@ def cross_fitted(
     answers: Int[np.ndarray, " n"],
     folds: int = 5,
     seed: int = 0,
+    signed: bool = False,
 ) -> Float[np.ndarray, "n c"]:
     """Scores of the log-linear pool, each item with weights fitted on the other folds."""
     n = len(scores)
@@ -127,12 +153,13 @@ def cross_fitted(
     fold = np.random.default_rng(seed).permutation(n) % folds
     out = np.empty((n, scores.shape[2]))
     for f in range(folds):
-        w = fit_weights(scores[fold != f], answers[fold != f])
+        w = fit_weights(scores[fold != f], answers[fold != f], signed=signed)
         out[fold == f] = np.einsum("m,nmc->nc", w, scores[fold == f])
     return out
 
 
 __all__ = [
+    "FITTED",
     "POOLS",
     "arithmetic",
     "arnold_gokhale",
@@ -140,5 +167,6 @@ __all__ = [
     "cross_fitted",
     "fit_weights",
     "geometric",
+    "linear",
     "maximum",
 ]

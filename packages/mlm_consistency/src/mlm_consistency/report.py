@@ -16,6 +16,7 @@ from .tables import LEVELS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .pll import SentenceScore
     from .result import ConsistencyReport
 
 PAGE = """<!doctype html>
@@ -198,3 +199,28 @@ def ensemble_page(rows: Sequence[dict[str, Any]], curves: dict[str, Any], path: 
     drawing = ("By number of conditionals", figures.eoc_curves(curves),
                "Averaged over subsets that hold the first pattern.")  # fmt: skip
     return render(path, "Ensemble of conditionals", intro, [drawing], [table])
+
+
+def score_page(
+    scores: Sequence[SentenceScore], path: str | Path, intro: Sequence[str], largest: int = 40
+) -> Path:
+    """Page of pseudo-log-likelihoods: their spread, the least likely text token by token."""
+    order = sorted((s for s in scores if len(s.tokens)), key=lambda s: s.per_token)
+    drawings: list[tuple[str, Figure | str, str]] = [
+        ("Texts", figures.score_histogram([s.per_token for s in order]),
+         "Every token given all others of its text; nearer to zero is more likely."),
+    ]  # fmt: skip
+    if order:
+        least = order[0]
+        drawings.append(
+            ("The least likely text", figures.token_bars(least.tokens, least.log_p.tolist()),
+             least.text)
+        )  # fmt: skip
+    table = {
+        "title": f"Texts, least likely first ({min(largest, len(order))} of {len(order)})",
+        "columns": ["text", "per token", "sum", "tokens"],
+        "rows": [
+            [s.text, number(s.per_token), number(s.total), len(s.tokens)] for s in order[:largest]
+        ],
+    }
+    return render(path, "Pseudo-log-likelihood", intro, drawings, [table])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxtyping import Int
 from ..errors import InputError, require
 
 _TOLERANCE = 1e-4
+_REPEATED = 1.25  # places per input up to which inputs are repeated rather than run to their end
 
 
 def weights_fingerprint(model: Any) -> str:
@@ -50,8 +52,8 @@ class MaskedScorer:
         Distance between the masked position and the output that predicts it: 0 for BERT and for
         LLaDA, -1 for diffusion models adapted from left-to-right ones (Dream).
     late : bool
-        Also skip the last layer's feed-forward part outside the wanted places, where the
-        architecture allows it.
+        Also skip the last layer outside the wanted places: its feed-forward part, and in BERT's
+        layout its queries too, where that changes no logit.
     """
 
     def __init__(
@@ -105,13 +107,22 @@ class MaskedScorer:
             return self._logits(batch, row, place, self._site)
 
     def _logits(self, batch: Any, row: Any, place: Any, site: tuple[str, Any] | None) -> Any:
+        import torch
+
         if site is None:
             return self._call(batch)[row, place]
         kind, module = site
-        late = kind == "late"
-        if late and (len(row) != len(batch) or not bool((row.diff() == 1).all())):
-            module, late = self._body, False  # several places of one input
-        with self._gathering(module, row, place, keep_batch=late):
+        if kind != "body" and (len(row) != len(batch) or not bool((row.diff() == 1).all())):
+            if len(row) <= _REPEATED * len(batch):  # the few inputs with several places run again
+                batch, row = batch[row], torch.arange(len(row), device=batch.device)
+            else:
+                kind, module = "body", self._body
+        gathering = (
+            _one_query(module, row, place)
+            if kind == "query"
+            else self._gathering(module, row, place, keep_batch=kind == "late")
+        )
+        with gathering:
             out = self._call(batch)
         return out.reshape(-1, out.shape[-1])
 
@@ -161,6 +172,8 @@ class MaskedScorer:
         row, place = torch.arange(4), torch.tensor([1, 2, 3, length - 1]) + self.shift
         sites: list[tuple[str, Any]] = []
         if late and (attention := _last_attention(body)) is not None:
+            if _plain_queries(attention):
+                sites.append(("query", attention))
             sites.append(("late", attention))
         sites.append(("body", body))
         with torch.inference_mode():
@@ -187,6 +200,47 @@ def _last_attention(body: Any) -> Any:
             if parent.rpartition(".")[2].isdigit():
                 last = module
     return last
+
+
+def _plain_queries(attention: Any) -> bool:
+    """Whether a block has BERT's layout: three projections, positions in the embeddings alone."""
+    core = getattr(attention, "self", None)
+    if core is None or not hasattr(core, "attention_head_size"):
+        return False
+    parts = {name for name, _ in core.named_children()}
+    arguments = signature(core.forward).parameters
+    return {"query", "key", "value"} <= parts <= {"query", "key", "value", "dropout"} and not any(
+        "pos" in name for name in arguments
+    )
+
+
+@contextmanager
+def _one_query(attention: Any, row: Any, place: Any) -> Iterator[None]:
+    """Let an attention block of BERT's layout ask with the wanted places alone.
+
+    Keys and values come from the whole input, so the block's output [batch, 1, hidden] is what it
+    was at those places.
+    """
+    from torch.nn.functional import scaled_dot_product_attention
+
+    core = attention.self
+    size = core.attention_head_size
+
+    def split(states: Any) -> Any:
+        return states.unflatten(-1, (-1, size)).transpose(1, 2)
+
+    def forward(hidden: Any, *_arguments: Any, **_settings: Any) -> Any:
+        picked = hidden[row, place][:, None]
+        mixed = scaled_dot_product_attention(
+            split(core.query(picked)), split(core.key(hidden)), split(core.value(hidden))
+        )
+        return attention.output(mixed.transpose(1, 2).flatten(2), picked), None
+
+    attention.forward = forward  # of this instance; the class keeps its own
+    try:
+        yield
+    finally:
+        del attention.forward
 
 
 def _longest(config: Any) -> int:
