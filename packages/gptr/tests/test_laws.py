@@ -77,7 +77,7 @@ def test_products_equal_dense_matrices(drawing):
     right, down = law.continuation(found, 0.4)
     total = torch.log(law.FLOOR + law.smoothness_weights(right, down, 0.5, 4))
     dense = law.masked_softmax(total, found.valid) @ V
-    fast = law.smoothness_product(V, found.valid, found.grid, right, down, 0.5, 4)
+    fast = law.smoothness_product(V, found.valid, right, down, 0.5, 4)
     assert torch.allclose(dense, fast, atol=1e-4)
 
 
