@@ -290,3 +290,27 @@ def test_saved_sets_train_through_files(tmp_path, flowcharts):
     trainer.fit()
     assert model.config.class_names == flowcharts.class_names
     assert trainer.step == 2
+
+
+@pytest.mark.peer
+def test_a_timm_backbone_trains_and_comes_back(tmp_path, flowcharts):
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("resnet18", pretrained=False, features_only=True)
+    file = tmp_path / "resnet18.pth"
+    torch.save(net.state_dict(), file)
+    model = nano(
+        backbone="timm:resnet18", weights=str(file), strides=(8, 32), freeze_backbone=False
+    )
+    assert torch.equal(model.backbone.net.conv1.weight, net.conv1.weight)
+    Trainer(model, flowcharts, epochs=1, batch_size=5).fit()
+    assert not torch.equal(model.backbone.net.conv1.weight, net.conv1.weight)
+    file.unlink()  # a saved model needs the file no more
+    model.save_pretrained(tmp_path / "saved")
+    again = GPTR.from_pretrained(tmp_path / "saved")
+    image = flowcharts.records[0].load()
+    found, back = (m.eval().predict(image, threshold=0.0) for m in (model, again))
+    assert np.array_equal(found.scores, back.scores)
+    with pytest.raises(ValueError, match=r"strides=\(4, 64\)|allowed are ascending strides"):
+        nano(backbone="timm:resnet18", strides=(4, 64))
+    with pytest.raises(ValueError, match="timm:nothing"):
+        nano(backbone="timm:nothing")
