@@ -11,7 +11,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
-
 @dataclass(frozen=True)
 class HungarianMatcher:
     """Assigns every object one prediction at least total cost.
