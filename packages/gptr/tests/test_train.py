@@ -241,6 +241,7 @@ def test_bootstrap_tells_better_from_same():
         for s, j in ((0, 1.0), (1, 9.0), (2, 1.0))
     )
     assert compare(bad, good, resamples=100).p < 0.05
+    assert compare(good, good, resamples=100).p == 1.0
     null = compare(good, same, resamples=100)
     assert null.low < 0 < null.high
     with pytest.raises(ValueError, match="figure='F1'"):
