@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -251,7 +252,7 @@ class LawMessages(nn.Module):
             messages.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
         # the gates scale the small weights, so that one product sums all laws
         gates = [nn.functional.softplus(self.gate[name]) for name in self.laws]
-        outs = [self.out[name] for name in self.laws]
+        outs = [cast(nn.Linear, self.out[name]) for name in self.laws]
         weight = torch.cat([g * o.weight for g, o in zip(gates, outs, strict=True)], 1)
         bias = torch.stack([g * o.bias for g, o in zip(gates, outs, strict=True)]).sum(0)
         return nn.functional.linear(torch.cat(messages, -1), weight, bias)
