@@ -83,8 +83,8 @@ def main() -> None:
             "AP >= .60 in <= 60 CPU-s of training",
             f"AP {ap:.3f} in {spent} CPU-s (medians of {options.seeds} seeds)",
             ap >= 0.6 and spent <= 60,
-            f"family architecture, {options.steps} steps of 16 at stride 16 (chosen on another draw), "
-            "cached frozen features; "
+            f"family architecture, {options.steps} steps of 16 at stride 16 (chosen on another "
+            "draw), cached frozen features; "
             f"drawing, features, one training and evaluation took {wall / 60:.1f} minutes",
         ),
         goal(
