@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 from gptr._files import write_text
@@ -14,6 +16,19 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def command(script: str) -> str:
+    """Return the command that was run, paths outside the package by their last part."""
+    words, rest = [], iter(sys.argv[1:])
+    for word in rest:
+        if word == "--out":
+            next(rest)
+        else:
+            words.append(Path(word).name if Path(word).is_absolute() else word)
+    return shlex.join(
+        ["python", f"benchmarks/{Path(script).name}", *words, "--out", "benchmarks/results"]
+    )
+
+
 def write(out: Path, script: str, title: str, goals: list[dict], tables: list[dict]) -> None:
     name = Path(script).stem
     about = environment()
@@ -23,7 +38,7 @@ def write(out: Path, script: str, title: str, goals: list[dict], tables: list[di
         "version": about["versions"]["gptr"],
         "benchmark": name,
         "title": title,
-        "command": f"python benchmarks/{name}.py --out benchmarks/results",
+        "command": command(script),
         "environment": about,
         "goals": goals,
         "tables": tables,

@@ -77,7 +77,7 @@ def test_products_equal_dense_matrices(drawing):
     right, down = law.continuation(found, 0.4)
     total = torch.log(law.FLOOR + law.smoothness_weights(right, down, 0.5, 4))
     dense = law.masked_softmax(total, found.valid) @ V
-    fast = law.smoothness_product(V, found.valid, found.grid, right, down, 0.5, 4)
+    fast = law.smoothness_product(V, found.valid, right, down, 0.5, 4)
     assert torch.allclose(dense, fast, atol=1e-4)
 
 
@@ -156,3 +156,16 @@ def test_bad_arguments(arguments, message):
 def test_nan_images_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         GestaltGraph()(torch.full((1, 3, 32, 32), float("nan")))
+
+
+def test_groups_of_smoothness_are_contours_and_leave_blank_paper_out():
+    image = np.full((128, 128, 3), 255, np.uint8)
+    image[30:33, 8:120] = 0
+    image[90:93, 8:120] = 0
+    groups, _ = GestaltGraph(("smoothness",)).groups(image, 6)["smoothness"]
+    grid = groups.view(8, 8)
+    upper, lower = grid[1:3, 1:7], grid[5:6, 1:7]
+    first, second = upper[upper >= 0].unique(), lower[lower >= 0].unique()
+    assert len(first) == len(second) == 1
+    assert first != second
+    assert (grid[[0, 3, 4, 7]] == -1).all()

@@ -85,6 +85,32 @@ def test_resume_is_bit_exact_and_seeds_repeat(tmp_path, flowcharts, extra):
     assert all(torch.equal(loaded.state_dict()[k], trainer.ema[k]) for k in trainer.ema)
 
 
+def test_accumulated_parts_are_one_large_batch(flowcharts):
+    """Also for parts with unequal numbers of objects; batch norm is frozen with the backbone."""
+    gradients = []
+    for options in ({"batch_size": 6}, {"batch_size": 2, "accumulate": 3}):
+        model = nano(mode="bias", freeze_backbone=True)
+        cache = FeatureCache(model, flowcharts)  # no flips: they are drawn part by part
+        Trainer(model, flowcharts, cache=cache, epochs=1, clip=1e9, **options).train_step()
+        gradients.append({k: p.grad for k, p in model.named_parameters() if p.requires_grad})
+    largest = max(float(g.abs().max()) for g in gradients[0].values())
+    assert largest > 1e-3
+    for name, gradient in gradients[0].items():
+        assert float((gradient - gradients[1][name]).abs().max()) < 1e-5 * largest, name
+
+
+def test_autocast_trains_and_keeps_float32_weights(flowcharts):
+    model = nano(mode="bias", laws=("similarity", "proximity"))
+    plain = nano(mode="bias", laws=("similarity", "proximity"))
+    losses = [
+        Trainer(m, flowcharts, epochs=4, batch_size=5, amp=amp).fit()[-1]["loss"]
+        for m, amp in ((model, True), (plain, False))
+    ]
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert not torch.equal(next(iter(model.parameters())), next(iter(plain.parameters())))
+
+
 def test_other_options_do_not_resume(tmp_path, flowcharts):
     Trainer(nano(), flowcharts, out=tmp_path, epochs=1, batch_size=8).fit()
     with pytest.raises(ValueError, match="other options"):
@@ -215,6 +241,7 @@ def test_bootstrap_tells_better_from_same():
         for s, j in ((0, 1.0), (1, 9.0), (2, 1.0))
     )
     assert compare(bad, good, resamples=100).p < 0.05
+    assert compare(good, good, resamples=100).p == 1.0
     null = compare(good, same, resamples=100)
     assert null.low < 0 < null.high
     with pytest.raises(ValueError, match="figure='F1'"):
@@ -264,3 +291,27 @@ def test_saved_sets_train_through_files(tmp_path, flowcharts):
     trainer.fit()
     assert model.config.class_names == flowcharts.class_names
     assert trainer.step == 2
+
+
+@pytest.mark.peer
+def test_a_timm_backbone_trains_and_comes_back(tmp_path, flowcharts):
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("resnet18", pretrained=False, features_only=True)
+    file = tmp_path / "resnet18.pth"
+    torch.save(net.state_dict(), file)
+    model = nano(
+        backbone="timm:resnet18", weights=str(file), strides=(8, 32), freeze_backbone=False
+    )
+    assert torch.equal(model.backbone.net.conv1.weight, net.conv1.weight)
+    Trainer(model, flowcharts, epochs=1, batch_size=5).fit()
+    assert not torch.equal(model.backbone.net.conv1.weight, net.conv1.weight)
+    file.unlink()  # a saved model needs the file no more
+    model.save_pretrained(tmp_path / "saved")
+    again = GPTR.from_pretrained(tmp_path / "saved")
+    image = flowcharts.records[0].load()
+    found, back = (m.eval().predict(image, threshold=0.0) for m in (model, again))
+    assert np.array_equal(found.scores, back.scores)
+    with pytest.raises(ValueError, match=r"strides=\(4, 64\)|allowed are ascending strides"):
+        nano(backbone="timm:resnet18", strides=(4, 64))
+    with pytest.raises(ValueError, match="timm:nothing"):
+        nano(backbone="timm:nothing")

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import networkx
 import numpy as np
 import torch
+from PIL import Image
 
 from gptr import figures
 from gptr._files import write_text
@@ -32,6 +34,15 @@ def claim(
     """Return one claim of result.json."""
     keys = ("name", "paper", "measured", "unit", "met", "how")
     return dict(zip(keys, (name, paper, measured, unit, met, how), strict=True))
+
+
+def packaged_drawing() -> np.ndarray | None:
+    """Return a drawing that networkx carries with its tests, None where the file is missing."""
+    file = Path(networkx.__file__).parent / "drawing/tests/baseline/test_display_shortest_path.png"
+    if not file.is_file():
+        return None
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB").resize((400, 300), Image.Resampling.LANCZOS))
 
 
 def run_demo(
@@ -56,6 +67,9 @@ def run_demo(
     flow = generate("flowchart", 16, 1, seed=seed, size=256, objects=(7, 7), split="demo")
     shown = explain(flow.records[0].load())
     figures.save(figures.law_maps(shown), out / "laws.png")
+    real = packaged_drawing()
+    if real is not None:
+        figures.save(figures.law_maps(explain(real)), out / "laws_real.png")
     figures.save(figures.collapse(official, ours), out / "collapse.png")
 
     say("training: base and gptr, the same features, steps and seed")
@@ -144,6 +158,8 @@ def run_demo(
         ("evaluation.png", "Precision and recall, classes, kinds of errors (gptr)"),
         ("training.png", "Loss and law weights over training"),
     ]
+    if real is not None:
+        listed.insert(1, ("laws_real.png", "The same on a drawing that comes with networkx"))
     seconds = round(time.monotonic() - start, 1)
     about = environment()
     content = {
@@ -175,6 +191,17 @@ def run_demo(
             "Top: how strongly each cell is linked to the marked one (square root scale). Bottom: "
             "groups. Nothing was trained.",
             figures=["laws.png"],
+        ),
+        *(
+            [
+                Section(
+                    "The laws on a drawing that another program made",
+                    "A picture of a graph that comes with networkx.",
+                    figures=["laws_real.png"],
+                )
+            ]
+            if real is not None
+            else []
         ),
         Section(
             "Collapse",

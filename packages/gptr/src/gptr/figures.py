@@ -96,7 +96,7 @@ def law_maps(explanation: Explanation) -> Figure:
             axes[0, i].imshow(
                 heat, extent=extent, cmap="magma_r", alpha=0.72, vmin=0, vmax=1, zorder=2
             )
-            axes[0, i].set_title(f"{name}: linked cells", fontsize=8)
+            axes[0, i].set_title(f"{name}: linked cells (darker: more)", fontsize=8)
             groups = explanation.groups[name].reshape(rows, columns).astype(float)
             axes[1, i].imshow(
                 np.where(groups < 0, np.nan, groups),

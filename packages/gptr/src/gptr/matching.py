@@ -10,8 +10,6 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from gptr.geometry import cxcywh_to_xyxy, generalized_iou
-
 
 @dataclass(frozen=True)
 class HungarianMatcher:
@@ -40,17 +38,28 @@ class HungarianMatcher:
         labels: Tensor, targets: Float[Tensor, "B T 4"],
     ) -> Float[Tensor, "B T Q"]:  # fmt: skip
         """Return the cost of every (object, prediction) of each image; labels are (B, T)."""
-        index = labels[:, None, :].expand(-1, logits.shape[1], -1)
-        p = torch.gather(logits, 2, index).transpose(1, 2).sigmoid()
-        negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
-        positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
-        distance = torch.cdist(targets, boxes, p=1)
-        giou = generalized_iou(cxcywh_to_xyxy(targets)[:, :, None], cxcywh_to_xyxy(boxes)[:, None])
-        return (
-            self.bbox_cost * distance
-            + self.class_cost * (positive - negative)
-            - self.giou_cost * giou
-        )
+        index = labels[:, :, None].expand(-1, -1, logits.shape[1])
+        p = torch.gather(logits.transpose(1, 2), 1, index).sigmoid()
+        rest = 1 - p
+        positive = (rest**self.gamma).mul_((p + 1e-8).log_())
+        negative = p.pow_(self.gamma).mul_(rest.add_(1e-8).log_())
+        cost = positive.mul_(-self.alpha * self.class_cost)
+        cost.add_(negative, alpha=(1 - self.alpha) * self.class_cost)
+        # planes of one coordinate lie together in memory: kernels vectorise over the predictions
+        targets, boxes = targets.movedim(-1, 0).contiguous(), boxes.movedim(-1, 0).contiguous()
+        ours, theirs = targets[..., None], boxes[:, :, None]
+        for a, b in zip(ours, theirs, strict=True):
+            cost.add_((a - b).abs_(), alpha=self.bbox_cost)
+        (x0, y0), (x1, y1) = ours[:2] - ours[2:] / 2, ours[:2] + ours[2:] / 2
+        (u0, v0), (u1, v1) = theirs[:2] - theirs[2:] / 2, theirs[:2] + theirs[2:] / 2
+        inter = torch.minimum(x1, u1).sub_(torch.maximum(x0, u0)).clamp_(min=0)
+        inter.mul_(torch.minimum(y1, v1).sub_(torch.maximum(y0, v0)).clamp_(min=0))
+        union = ((x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0)).sub_(inter)
+        hull = torch.maximum(x1, u1).sub_(torch.minimum(x0, u0))
+        hull.mul_(torch.maximum(y1, v1).sub_(torch.minimum(y0, v0)))
+        # GIoU = inter / union + union / hull - 1
+        giou = inter.div_(union).add_(union.div_(hull)).sub_(1)
+        return cost.sub_(giou, alpha=self.giou_cost)
 
     @torch.no_grad()
     def __call__(
@@ -80,9 +89,16 @@ class HungarianMatcher:
         for b, target in enumerate(targets):
             labels[b, : counts[b]] = target["labels"]
             padded[b, : counts[b]] = target["boxes"]
-        cost = self.cost(logits.float(), boxes.float(), labels, padded.float())
+        logits, boxes, padded = logits.float(), boxes.float(), padded.float()
+        # on a CPU temporaries of one image stay in the cache and in memory that malloc keeps
+        step = 1 if logits.device.type == "cpu" else len(targets)
+        tables = [
+            self.cost(*(t[i : i + step] for t in (logits, boxes, labels, padded)))
+            for i in range(0, len(targets), step)
+        ]
+        cost = torch.cat(tables)
         largest = torch.finfo(cost.dtype).max
-        table = torch.nan_to_num(cost, largest, largest, largest).cpu().numpy()
+        table = torch.nan_to_num_(cost, largest, largest, largest).cpu().numpy()
         pairs = []
         for b, count in enumerate(counts):
             objects, predictions = linear_sum_assignment(table[b, :count])

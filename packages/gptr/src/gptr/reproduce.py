@@ -181,6 +181,14 @@ def run_arms(
     return out
 
 
+def mini_splits() -> dict[str, DiagramDataset]:
+    """Return the 150 training and 100 validation drawings of ``mini``: 60 Zipf classes."""
+    return generate_splits(
+        {"train": 150, "val": 100},
+        family="mixed", classes=60, size=128, objects=(3, 6), seed=DRAW,
+    )  # fmt: skip
+
+
 def reproduce(
     what: str,
     *,
@@ -207,12 +215,13 @@ def reproduce(
     config = GPTRConfig.preset("gptr-tiny")
     training: dict[str, Any] = {"learning_rate": 1e-3}
     if what == "mini":
-        options: dict[str, Any] = {"family": "mixed", "classes": 60, "size": 128, "objects": (3, 6)}
-        splits = generate_splits({"train": 150, "val": 100}, seed=DRAW, **options)
+        splits = mini_splits()
         steps = steps or 150
     elif what == "ai2d-like":
-        options = {"family": "mixed", "classes": 577, "size": 192, "objects": (4, 9)}
-        splits = generate_splits({"train": 1200, "val": 300}, seed=DRAW, **options)
+        splits = generate_splits(
+            {"train": 1200, "val": 300},
+            family="mixed", classes=577, size=192, objects=(4, 9), seed=DRAW,
+        )  # fmt: skip
         steps = steps or 600
     elif what == "bpmn":
         if data is None:

@@ -89,7 +89,8 @@ def html(pages: Sequence[tuple[str, Detections]], title: str = "Detections") -> 
     ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        "<style>body{font:15px system-ui,sans-serif;margin:24px}svg{max-width:100%;height:auto}"
+        "<style>body{font:15px system-ui,sans-serif;margin:24px}"
+        "svg{width:min(100%,900px);height:auto}"
         f"</style></head><body><h1>{escape(title)}</h1>{''.join(parts)}</body></html>\n"
     )
 

@@ -90,6 +90,8 @@ def compare(
             )
         differences.append(np.nanmean(d))
     low, high = np.nanpercentile(differences, [2.5, 97.5])
-    below = float(np.mean(np.array(differences) <= 0))
-    p = min(1.0, 2 * max(min(below, 1 - below), 1 / (resamples + 1)))
+    drawn = np.array(differences)
+    # a draw without a difference speaks for neither side
+    beside = min(np.mean(drawn <= 0), np.mean(drawn >= 0))
+    p = min(1.0, 2 * max(float(beside), 1 / (resamples + 1)))
     return Comparison(figure, means[0], means[1], means[1] - means[0], float(low), float(high), p)

@@ -17,17 +17,21 @@ def centred(features: Float[Tensor, "B N F"], valid: Tensor) -> Float[Tensor, "B
 def farthest_seeds(logits: Float[Tensor, "B N N"], valid: Tensor, count: int) -> Tensor:
     """Return (B, count) cells, each the one that the chosen ones attract least.
 
-    The first is the cell with the largest total affinity. The choice is deterministic.
+    The first is the cell with the largest total affinity, and of cells attracted equally little
+    (those of other contours, say) the one with the larger total. The choice is deterministic.
     """
     # cells of one colour tie: rounding keeps the last bits of a batched product from choosing
     logits = (logits * 64).round() / 64
     logits = logits.masked_fill(~valid[:, None, :], float("-inf"))
-    first = (torch.logsumexp(logits, -1) * 64).round().masked_fill(~valid, float("-inf")).argmax(-1)
+    total = (torch.logsumexp(logits, -1) * 64).round().masked_fill(~valid, float("-inf"))
+    first = total.argmax(-1)
+    # less than a step of the rounded logits: it decides between ties only
+    tie = torch.softmax(total / 64, -1) / 128
     chosen = [first]
     at = torch.arange(len(logits), device=logits.device)
     nearest = logits[at, first]
     for _ in range(count - 1):
-        following = nearest.masked_fill(~valid, float("inf")).argmin(-1)
+        following = (nearest - tie).masked_fill(~valid, float("inf")).argmin(-1)
         chosen.append(following)
         nearest = torch.maximum(nearest, logits[at, following])
     return torch.stack(chosen, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -142,6 +143,7 @@ class GestaltGraph(nn.Module):
     def groups(self, images: object, count: int = 16) -> dict[str, tuple[Tensor, Tensor]]:
         """Return, per law, the group of every cell (B, N) and the group tokens (B, count, F).
 
+        The group is -1 for padding, and for cells that no contour joins to any group of smoothness.
         Tokens are descriptors (relative to their mean over the image) averaged over a group.
         """
         found = self.describe(images)
@@ -162,5 +164,10 @@ class GestaltGraph(nn.Module):
         for name, logits in self.weights(found).items():
             value = centred(features[name], found.valid)
             tokens, soft = group_tokens(value, logits, found.valid, count)
-            out[name] = (soft.argmax(-1).masked_fill(~found.valid, -1), tokens)
+            member = found.valid
+            if name == "smoothness":
+                itself = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+                linked = logits.masked_fill(itself, -math.inf).amax(-1) > math.log(2 * law.FLOOR)
+                member = member & linked & (soft.amax(-1) > 1.001 / soft.shape[-1])
+            out[name] = (soft.argmax(-1).masked_fill(~member, -1), tokens)
         return out

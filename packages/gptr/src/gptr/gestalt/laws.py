@@ -113,31 +113,39 @@ def continuation(
     return right, down
 
 
-def walk(values: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    """Return M @ values for the symmetric grid matrix M given by its right and down entries.
+def walks(
+    values: Float[Tensor, "B D N"], right: Tensor, down: Tensor, decay: Tensor | float, hops: int
+) -> Float[Tensor, "B D N"]:
+    """Return sum over h = 0..hops of decay^h M^h values, for the symmetric grid matrix M.
+
+    Horner's scheme: hops times values + decay M (the sum so far). In row-major order the four
+    neighbours of a cell lie 1 and ``columns`` places away, so a step is four shifted products; the
+    strengths that would lead out of the grid are zero.
 
     Parameters
     ----------
-    values
-        (B, R, C, D).
     right, down
-        (B, R, C).
+        Entries of M to the right and downwards, (B, R, C).
     """
+    B, rows, columns = right.shape
+    N = rows * columns
     pad = torch.nn.functional.pad
-    r, d = right[:, :, :-1, None], down[:, :-1, :, None]
-    # no assignment to slices: tracing to ONNX would lose it
-    return (
-        pad(r * values[:, :, 1:], (0, 0, 0, 1))
-        + pad(r * values[:, :, :-1], (0, 0, 1, 0))
-        + pad(d * values[:, 1:], (0, 0, 0, 0, 0, 1))
-        + pad(d * values[:, :-1], (0, 0, 0, 0, 1, 0))
-    )
+    r = decay * pad(right[:, :, :-1], (0, 1)).view(B, 1, N)
+    d = decay * pad(down[:, :-1], (0, 0, 0, 1)).view(B, 1, N)
+    left, up = pad(r, (1, 0))[..., :N], pad(d, (columns, 0))[..., :N]
+    total = values
+    for _ in range(hops):
+        wide = pad(total, (columns, columns))
+        total = torch.addcmul(values, r, wide[..., columns + 1 : columns + 1 + N])
+        total = torch.addcmul(total, left, wide[..., columns - 1 : columns - 1 + N])
+        total = torch.addcmul(total, d, wide[..., 2 * columns : 2 * columns + N])
+        total = torch.addcmul(total, up, wide[..., :N])
+    return total
 
 
 def smoothness_product(
     values: Float[Tensor, "B N D"],
     valid: Tensor,
-    grid: tuple[int, int],
     right: Tensor,
     down: Tensor,
     decay: Tensor | float,
@@ -148,15 +156,11 @@ def smoothness_product(
 
     The softmax of a logarithm is division by the row sum, and the sum of powers is a walk.
     """
-    B, N, D = values.shape
-    field = torch.cat((values * valid[..., None], valid[..., None].to(values)), -1)
-    background = floor * field.sum(1, keepdim=True)
-    step = total = field.view(B, *grid, D + 1)
-    for _ in range(hops):
-        step = decay * walk(step, right, down)
-        total = total + step
-    out = total.view(B, N, D + 1) + background
-    return out[..., :D] / out[..., D:].clamp(min=1e-20) * valid[..., None]
+    D = values.shape[-1]
+    seen = valid[:, None].to(values)
+    field = torch.cat((values.transpose(1, 2) * seen, seen), 1)
+    total = walks(field, right, down, decay, hops) + floor * field.sum(-1, keepdim=True)
+    return (total[:, :D] / total[:, D:].clamp(min=1e-20) * seen).transpose(1, 2)
 
 
 def contour_matrix(right: Tensor, down: Tensor) -> Float[Tensor, "B N N"]:

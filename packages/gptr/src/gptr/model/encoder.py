@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -183,7 +184,7 @@ class LawMessages(nn.Module):
         if name == "smoothness":
             right, down = law.continuation(level, self.log_spread.exp())
             return law.smoothness_product(
-                values, level.valid, level.grid, right, down, self.logit_decay.sigmoid(), self.hops
+                values, level.valid, right, down, self.logit_decay.sigmoid(), self.hops
             )
         channels = self.colours(level.colour) / (self.log_temperature.exp() * math.sqrt(2))
         last = (~level.valid).to(values) * HIDDEN - channels.square().sum(-1)
@@ -235,7 +236,7 @@ class LawMessages(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return the sum of the messages, (B, N, D)."""
-        out = torch.zeros_like(x)
+        messages = []
         queries = self.group_query(x) if self.groups else x
         for name, values in zip(self.laws, self.value(x).split(self.width, -1), strict=True):
             parts = []
@@ -248,9 +249,13 @@ class LawMessages(nn.Module):
                     T = self.tokens(name, v, level)
                     message = message + torch.softmax(q @ T.transpose(1, 2), -1) @ T
                 parts.append(message)
-            gate = nn.functional.softplus(self.gate[name])
-            out = out + gate * self.out[name](torch.cat(parts, 1))
-        return out
+            messages.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+        # the gates scale the small weights, so that one product sums all laws
+        gates = [nn.functional.softplus(self.gate[name]) for name in self.laws]
+        outs = [cast(nn.Linear, self.out[name]) for name in self.laws]
+        weight = torch.cat([g * o.weight for g, o in zip(gates, outs, strict=True)], 1)
+        bias = torch.stack([g * o.bias for g, o in zip(gates, outs, strict=True)]).sum(0)
+        return nn.functional.linear(torch.cat(messages, -1), weight, bias)
 
 
 class EncoderLayer(nn.Module):

@@ -245,14 +245,16 @@ class Trainer:
             group["lr"] = rate * self._rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for part in range(o.accumulate):
-            inputs, targets, chosen = self._batch(epoch, number, part)
-            count = torch.tensor(float(sum(len(t["labels"]) for t in targets)), device=self.device)
-            if self.world > 1:
-                dist.all_reduce(count)
-                count /= self.world
+        parts = [self._batch(epoch, number, part) for part in range(o.accumulate)]
+        # every part is divided by the mean count of all parts: accumulation is one large batch
+        objects = sum(len(t["labels"]) for _, targets, _ in parts for t in targets)
+        count = torch.tensor(objects / o.accumulate, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(count)
+            count /= self.world
+        for inputs, targets, chosen in parts:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=o.amp):
-                loss, _ = self.runner(inputs, targets, max(count.item(), 1.0))
+                loss, _ = self.runner(inputs, targets, count.item())
             if not bool(torch.isfinite(loss)):
                 where = self._save_batch(targets, chosen)
                 raise TrainingDivergedError(
