@@ -2,7 +2,7 @@
 //
 // csr:   one row at a time; K rows are visited through the row's key list, W keys per step, so that
 //        W dot products are reduced together; scores stay in a buffer between softmax and V.
-// lanes: 16 rows side by side in the lanes of a vector over the union of their keys; nothing is
+// lanes: 32 rows side by side in the lanes of two vectors over the union of their keys; nothing is
 //        reduced across lanes, but slots outside the mask are computed and thrown away.
 #pragma once
 #include <algorithm>
@@ -219,7 +219,7 @@ void forward_csr(const Problem& p, std::int64_t b, std::int64_t h, std::int64_t 
     float* padded_row = scratch.output.get(value_wide);
 
     auto finish = [&](std::int64_t r, float m, float total) {
-        if (lse) lse[r] = total > 0 ? m + std::log(total) : NINF;
+        if (lse) lse[r] = total == 0 ? NINF : m + std::log(total);
     };
     if (head.blocks == 1) {
         for (std::int64_t i = begin; i < end; ++i) {
@@ -234,10 +234,11 @@ void forward_csr(const Problem& p, std::int64_t b, std::int64_t h, std::int64_t 
                 m = largest(s, n);
             }
             float* to = direct ? out + r * p.out.row : padded_row;
-            // NaN must reach the output, so only a maximum of -inf means "no key".
             if (n == 0 || m == NINF) {
-                std::fill_n(to, value_wide, 0.f);
-                finish(r, NINF, 0);
+                // No key, or a maximum that lost a NaN: then the sum is NaN, and so is the output.
+                const float total = n == 0 ? 0.f : exponentials(s, n, 0.f);
+                std::fill_n(to, value_wide, total);
+                finish(r, NINF, total);
             } else {
                 const float total = exponentials(s, n, m);
                 weighted_sum<false>(s, v, idx, n, value_vectors, to, 1.f / total);
@@ -273,7 +274,10 @@ void forward_csr(const Problem& p, std::int64_t b, std::int64_t h, std::int64_t 
                     add_bias(bias + r * p.bias.row, p.bias.key, idx, n, s);
                     m = largest(s, n);
                 }
-                if (m == NINF) continue;
+                if (m == NINF) {
+                    total[i] += exponentials(s, n, 0.f);  // 0, or NaN
+                    continue;
+                }
                 const float before = most[i], now = m > before ? m : before;
                 const float factor = std::exp(before - now);  // 0 at the first block
                 total[i] = total[i] * factor + exponentials(s, n, now);
@@ -291,10 +295,10 @@ void forward_csr(const Problem& p, std::int64_t b, std::int64_t h, std::int64_t 
     }
 }
 
-// Tiles of 16 rows; ROWS keys per step in registers.
+// Tiles of LANES rows in R vectors; a broadcast number of a key serves all R.
 void forward_lanes(const Problem& p, std::int64_t b, std::int64_t h, std::int64_t begin,
                    std::int64_t end) {
-    constexpr int KEYS = W >= 16 ? 8 : 4, CHANNELS = W >= 16 ? 16 : 4;
+    constexpr int R = LANES / 16, KEYS = W >= 16 ? 8 : 2, CHANNELS = W >= 16 ? 8 : 2;
     constexpr std::int64_t BLOCK = 128;
     const Layout& layout = *p.layout;
     const Head& head = layout.heads[static_cast<std::size_t>(h)];
@@ -321,6 +325,7 @@ void forward_lanes(const Problem& p, std::int64_t b, std::int64_t h, std::int64_
     float* s = scratch.tile_scores.get((BLOCK + LANES) * LANES);
     const I16 bit = {1,   2,   4,    8,    16,   32,   64,    128,
                      256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    static_assert(LANES % 16 == 0 && LANES <= 32, "masks are 32 bits");
     for (std::int64_t first = begin; first < end; first += LANES) {
         const auto tile = static_cast<std::size_t>(first / LANES);
         const std::int64_t rows = std::min<std::int64_t>(LANES, end - first);
@@ -330,63 +335,90 @@ void forward_lanes(const Problem& p, std::int64_t b, std::int64_t h, std::int64_
                 q + head.row[static_cast<std::size_t>(first + std::min(l, rows - 1))] * p.q.row;
             for (std::int64_t c = 0; c < dim; ++c) qt[c * LANES + l] = from[c] * p.scale;
         }
-        V16 most = splat<V16>(NINF), total{};
+        V16 most[R], total[R], base[R], factor[R];
+        UNROLL for (int r = 0; r < R; ++r) {
+            most[r] = splat<V16>(NINF);
+            total[r] = V16{};
+        }
         const std::int32_t to = head.tile_ptr[tile + 1];
         for (std::int32_t u0 = head.tile_ptr[tile]; u0 < to; u0 += BLOCK) {
             const std::int64_t n = std::min<std::int64_t>(BLOCK, to - u0);
             const std::int32_t* keys = head.tile_key.data() + u0;
-            const std::uint16_t* masks = head.tile_mask.data() + u0;
-            V16 here = splat<V16>(NINF);
+            const std::uint32_t* masks = head.tile_mask.data() + u0;
+            V16 here[R];
+            UNROLL for (int r = 0; r < R; ++r) here[r] = most[r];
             for (std::int64_t u = 0; u < n; u += KEYS) {
-                V16 acc[KEYS];
+                V16 acc[KEYS][R];
                 const float* row[KEYS];
                 UNROLL for (int x = 0; x < KEYS; ++x) {
-                    acc[x] = V16{};
+                    UNROLL for (int r = 0; r < R; ++r) acc[x][r] = V16{};
                     row[x] = k + keys[u + x] * p.k.row;
                 }
                 for (std::int64_t c = 0; c < dim; ++c) {
-                    const V16 qv = load<V16>(qt + c * LANES);
-                    UNROLL for (int x = 0; x < KEYS; ++x) acc[x] += qv * row[x][c];
+                    V16 qv[R];
+                    UNROLL for (int r = 0; r < R; ++r) qv[r] = load<V16>(qt + c * LANES + r * 16);
+                    UNROLL for (int x = 0; x < KEYS; ++x) {
+                        const V16 kv = splat<V16>(row[x][c]);
+                        UNROLL for (int r = 0; r < R; ++r) acc[x][r] += qv[r] * kv;
+                    }
                 }
                 UNROLL for (int x = 0; x < KEYS; ++x) {
                     // Keys after n belong to the next tile: nothing of them is kept.
-                    const std::int32_t mask = u + x < n ? masks[u + x] : 0;
-                    const V16 masked =
-                        ((I16{} + mask) & bit) != 0 ? acc[x] : splat<V16>(NINF);
-                    store(s + (u + x) * LANES, masked);
-                    here = larger(here, masked);
+                    const std::uint32_t mask = u + x < n ? masks[u + x] : 0;
+                    UNROLL for (int r = 0; r < R; ++r) {
+                        const auto half = static_cast<std::int32_t>(mask >> (16 * r) & 0xFFFF);
+                        const V16 masked =
+                            ((I16{} + half) & bit) != 0 ? acc[x][r] : splat<V16>(NINF);
+                        store(s + (u + x) * LANES + r * 16, masked);
+                        here[r] = larger(here[r], masked);
+                    }
                 }
             }
-            const V16 now = larger(most, here);
-            const V16 base = now == NINF ? V16{} : now;  // rows without a key so far
-            const V16 factor = exponential<V16, I16>(most - base);
-            total = total * factor;
-            for (std::int64_t u = 0; u < n; ++u) {
-                const V16 e = exponential<V16, I16>(load<V16>(s + u * LANES) - base);
-                store(s + u * LANES, e);
-                total += e;
+            UNROLL for (int r = 0; r < R; ++r) {
+                base[r] = here[r] == NINF ? V16{} : here[r];  // rows without a key so far
+                factor[r] = exponential<V16, I16>(most[r] - base[r]);
+                total[r] = total[r] * factor[r];
+                most[r] = here[r];
             }
-            most = now;
+            for (std::int64_t u = 0; u < n; ++u)
+                UNROLL for (int r = 0; r < R; ++r) {
+                    float* at = s + u * LANES + r * 16;
+                    const V16 e = exponential<V16, I16>(load<V16>(at) - base[r]);
+                    store(at, e);
+                    total[r] += e;
+                }
             for (std::int64_t c = 0; c < room; c += CHANNELS) {
-                V16 acc[CHANNELS];
+                V16 acc[CHANNELS][R];
                 UNROLL for (int x = 0; x < CHANNELS; ++x)
-                    acc[x] = load<V16>(ot + (c + x) * LANES) * factor;
+                    UNROLL for (int r = 0; r < R; ++r)
+                        acc[x][r] = load<V16>(ot + (c + x) * LANES + r * 16) * factor[r];
                 for (std::int64_t u = 0; u < n; ++u) {
                     const float* row = vr.data + keys[u] * vr.stride + c;
-                    const V16 e = load<V16>(s + u * LANES);
-                    UNROLL for (int x = 0; x < CHANNELS; ++x) acc[x] += e * row[x];
+                    V16 e[R];
+                    UNROLL for (int r = 0; r < R; ++r) e[r] = load<V16>(s + u * LANES + r * 16);
+                    UNROLL for (int x = 0; x < CHANNELS; ++x) {
+                        const V16 vv = splat<V16>(row[x]);
+                        UNROLL for (int r = 0; r < R; ++r) acc[x][r] += e[r] * vv;
+                    }
                 }
-                UNROLL for (int x = 0; x < CHANNELS; ++x) store(ot + (c + x) * LANES, acc[x]);
+                UNROLL for (int x = 0; x < CHANNELS; ++x)
+                    UNROLL for (int r = 0; r < R; ++r)
+                        store(ot + (c + x) * LANES + r * 16, acc[x][r]);
             }
         }
-        const V16 inverse = total == 0 ? V16{} : 1.f / total;
-        for (std::int64_t c = 0; c < value_dim; ++c)
-            store(ot + c * LANES, load<V16>(ot + c * LANES) * inverse);
+        UNROLL for (int r = 0; r < R; ++r) {
+            const V16 inverse = total[r] == 0 ? V16{} : 1.f / total[r];
+            for (std::int64_t c = 0; c < value_dim; ++c) {
+                float* at = ot + c * LANES + r * 16;
+                store(at, load<V16>(at) * inverse);
+            }
+        }
         for (std::int64_t l = 0; l < rows; ++l) {
             const std::int64_t r = head.row[static_cast<std::size_t>(first + l)];
             float* row = out + r * p.out.row;
             for (std::int64_t c = 0; c < value_dim; ++c) row[c] = ot[c * LANES + l];
-            if (lse) lse[r] = total[l] > 0 ? most[l] + std::log(total[l]) : NINF;
+            const float all = total[l / 16][l % 16];
+            if (lse) lse[r] = all == 0 ? NINF : most[l / 16][l % 16] + std::log(all);
         }
     }
 }

@@ -25,16 +25,16 @@ void transpose(Head& head, std::int64_t queries, std::int64_t keys) {
 }
 
 void make_tiles(Head& head, std::int64_t queries, std::int64_t keys) {
-    std::vector<std::uint16_t> bits(static_cast<std::size_t>(keys));
+    std::vector<std::uint32_t> bits(static_cast<std::size_t>(keys));
     head.tile_ptr.push_back(0);
     for (std::int64_t first = 0; first < queries; first += LANES) {
-        std::fill(bits.begin(), bits.end(), std::uint16_t{0});
+        std::fill(bits.begin(), bits.end(), std::uint32_t{0});
         const std::int64_t last = std::min<std::int64_t>(first + LANES, queries);
         for (std::int64_t i = first; i < last; ++i)
             for (std::int32_t e = head.ptr[static_cast<std::size_t>(i)];
                  e < head.ptr[static_cast<std::size_t>(i) + 1]; ++e)
                 bits[static_cast<std::size_t>(head.idx[static_cast<std::size_t>(e)])] |=
-                    static_cast<std::uint16_t>(1u << (i - first));
+                    static_cast<std::uint32_t>(1u << (i - first));
         for (std::size_t j = 0; j < bits.size(); ++j)
             if (bits[j]) {
                 head.tile_key.push_back(static_cast<std::int32_t>(j));

@@ -1,12 +1,12 @@
 // The plan of one layer as the kernels walk it: per head a CSR over ordered rows, its transpose for
-// the backward pass, and tiles of 16 rows with the union of their keys.
+// the backward pass, and tiles of 32 rows with the union of their keys.
 #pragma once
 #include <cstdint>
 #include <vector>
 
 namespace vitcod {
 
-constexpr int LANES = 16;  // rows of a tile
+constexpr int LANES = 32;  // rows of a tile
 
 enum Kind : std::int32_t { csr = 0, lanes = 1 };
 
@@ -22,7 +22,7 @@ struct Head {
     std::vector<std::int32_t> col_ptr, col_row, col_entry;
     // Tiles of LANES ordered rows.
     std::vector<std::int32_t> tile_ptr, tile_key;
-    std::vector<std::uint16_t> tile_mask;
+    std::vector<std::uint32_t> tile_mask;
 };
 
 struct Layout {

@@ -90,11 +90,11 @@ VITCOD_INLINE I lane_numbers(std::integer_sequence<int, L...>) {
 }
 VITCOD_INLINE I lane_numbers() { return lane_numbers(std::make_integer_sequence<int, W>{}); }
 
-// exp(x) for x <= 0 to about one unit in the last place; 0 below -87.3 and for -inf.
+// exp(x) for x <= 0 to about one unit in the last place; 0 below -87.3 and for -inf, NaN for NaN.
 template <typename T, typename N>
 VITCOD_INLINE T exponential(T x) {
     const T low = splat<T>(-87.3f);
-    const T y = larger(x, low);
+    const T y = larger(low, x);  // in this order NaN stays
     constexpr float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
     const T t = y * 1.44269504088896341f + magic;
     N bits, n;

@@ -246,3 +246,46 @@ def test_attention_mask_and_dropout_are_refused(model, images):
     )
     with pytest.raises(InputError, match="dropout"):
         patch(network, plan)
+
+
+def levit(seed=0):
+    import timm
+
+    torch.manual_seed(seed)
+    model = timm.create_model("levit_128s", num_classes=10).eval()
+    for module in model.modules():  # fresh biases are zero, and so are the last norms' scales
+        if hasattr(module, "attention_biases"):
+            torch.nn.init.normal_(module.attention_biases)
+        if hasattr(module, "bn") and (module.bn.weight == 0).all():
+            torch.nn.init.ones_(module.bn.weight)
+    return model
+
+
+def test_levit_with_biases_and_fewer_queries_than_keys(monkeypatch):
+    model = levit()
+    images = torch.rand(2, 3, 224, 224)
+    stats = collect_attention(model, [images])
+    shapes = [m.shape for m in stats.maps]
+    assert stats.special_tokens == 0
+    assert (8, 49, 196) in shapes
+    assert all(np.allclose(m.sum(-1), 1, atol=1e-5) for m in stats.maps)
+    with torch.no_grad():
+        dense = model.forward_features(images)
+        size = float(dense.abs().max())
+        everything = SparsityPlan.from_masks([np.ones(s, bool) for s in shapes])
+        patch(model, everything)
+        assert torch.allclose(model.forward_features(images), dense, atol=1e-4 * size)
+        unpatch(model)
+        plan = polarize(prune(stats, sparsity=0.7))
+        assert abs(plan.sparsity - 0.7) < 1e-3
+        patch(model, plan)
+        sparse = model.forward_features(images)
+        unpatch(model)
+        # timm's own attention, with -inf added where the plan keeps nothing
+        for (_, module), layer in zip(attention_modules(model), plan, strict=True):
+            masked = module.get_attention_biases(images.device).masked_fill(
+                ~torch.from_numpy(layer.keep.copy()), -torch.inf
+            )
+            monkeypatch.setattr(module, "get_attention_biases", lambda _, m=masked: m)
+        assert torch.allclose(model.forward_features(images), sparse, atol=1e-4 * size)
+        assert not torch.allclose(sparse, dense, atol=0.01 * size)

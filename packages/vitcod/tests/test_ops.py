@@ -220,6 +220,27 @@ def test_nan_reaches_the_output(instructions, kind):
         assert not out[0, 0, :5].isnan().any()
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("kind", ["csr", "lanes"])
+@pytest.mark.parametrize("block", [0, 16])
+def test_nan_of_queries_and_keys_reaches_the_output(instructions, kind, block):
+    keep = random_mask(1, 20, 40, 0.4)
+    keep[:, :, 0] = True
+    plan = LayerPlan.from_mask(keep)
+    if instructions != "torch":
+        model = CostModel(block=block)
+        plan._cache["native"] = plan.native_layout(model, [kind])
+    q, k, v = (x.detach() for x in tensors(1, 1, 20, 40, 16, 16))
+    bad = q.clone()
+    bad[0, 0, 3, 2] = torch.nan
+    out = sparse_attention(bad, k, v, plan)[0, 0]
+    assert out[3].isnan().all()
+    assert out[[0, 1, 2, 4]].isfinite().all()
+    bad = k.clone()
+    bad[0, 0, 0, 2] = torch.nan
+    assert sparse_attention(q, bad, v, plan).isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_computes_in_single(instructions, dtype):
     keep = random_mask(2, 50, 50, 0.2)

@@ -1,6 +1,7 @@
 """Where the attention of a model is, and how its queries, keys and values are made.
 
-Known are the package's own `Attention`, timm's plain `Attention` and the `ViTAttention` and
+Known are the package's own `Attention`, timm's plain `Attention`, the attention and the subsampling
+attention of timm's LeViT (biases, fewer queries than keys), and the `ViTAttention` and
 `DeiTAttention` of transformers 5. Rotary embeddings and other variants are refused by name.
 """
 
@@ -20,7 +21,15 @@ _FUSED = ("Attention",)
 _SEPARATE = ("ViTAttention", "DeiTAttention")
 
 
+def _is_levit(module: Any) -> bool:
+    needed = ("get_attention_biases", "key_dim", "val_dim", "num_heads", "proj")
+    linear = getattr(module, "use_conv", None) is False
+    return linear and all(hasattr(module, a) for a in needed)
+
+
 def _known(module: nn.Module) -> bool:
+    if _is_levit(module):
+        return True
     name = type(module).__name__
     if name in _FUSED:
         return all(hasattr(module, a) for a in ("qkv", "num_heads", "proj"))
@@ -42,7 +51,7 @@ def attention_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
         }
         raise InputError(
             f"model={type(model).__name__} has no attention layer that vitcod knows"
-            f" (found {', '.join(sorted(seen)) or 'none'}): timm Attention, transformers"
+            f" (found {', '.join(sorted(seen)) or 'none'}): timm Attention or LeViT, transformers"
             " ViTAttention or DeiTAttention, or vitcod.VisionTransformer"
         )
     return found
@@ -58,6 +67,8 @@ def special_tokens(model: nn.Module) -> int:
     prefix = getattr(model, "num_prefix_tokens", None)
     if prefix is not None:
         return int(prefix)
+    if any(_is_levit(module) for module in model.modules()):
+        return 0
     config = getattr(model, "config", None)
     return 2 if getattr(config, "model_type", "") == "deit" else 1
 
@@ -68,6 +79,15 @@ def project(
     """Return q, k, v of shape (batch, heads, tokens, channels) and the scale of the scores."""
     batch, tokens, _ = x.shape
     heads = num_heads(module)
+    if _is_levit(module):
+        parts = [module.key_dim, module.key_dim, module.val_dim]
+        if hasattr(module, "qkv"):
+            q, k, v = module.qkv(x).view(batch, tokens, heads, -1).split(parts, -1)
+        else:  # subsampling: one query for four keys
+            k, v = module.kv(x).view(batch, tokens, heads, -1).split(parts[1:], -1)
+            q = module.q(x).view(batch, -1, heads, module.key_dim)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return q, k, v, float(module.scale)
     if type(module).__name__ in _SEPARATE:
         shape = (batch, tokens, heads, -1)
         q, k, v = (
@@ -85,11 +105,21 @@ def project(
     return q, k, v, float(module.scale)
 
 
+def score_bias(module: Any, device: torch.device) -> Float[Tensor, "heads queries keys"] | None:
+    """Return what the layer adds to its scores, None for nothing (LeViT: per relative place)."""
+    if not _is_levit(module):
+        return None
+    bias: Tensor = module.get_attention_biases(device)
+    return bias
+
+
 def finish(module: Any, x: Tensor, out: Float[Tensor, "batch heads tokens dim"]) -> Any:
     """Join the heads and project, as the layer itself does after its attention."""
     joined = out.transpose(1, 2).flatten(2)
     if type(module).__name__ in _SEPARATE:
         return module.o_proj(joined), None
+    if _is_levit(module):
+        return module.proj(joined)
     if hasattr(module, "norm"):
         joined = module.norm(joined)
     if getattr(module, "gate", None) is not None:

@@ -1,7 +1,7 @@
 """Which kernel walks which head: a cost model in nanoseconds, measured on this machine.
 
 The model has three figures: per kept entry and per row of the `csr` kernel, and per slot of the
-`lanes` kernel (16 rows over the union of their keys). `calibrate` measures them.
+`lanes` kernel (32 rows over the union of their keys). `calibrate` measures them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vitcod.plan import LayerPlan
 
-LANES = 16
+LANES = 32
 KINDS = ("csr", "lanes")
 
 
@@ -45,7 +45,7 @@ class CostModel:
 
 
 def tile_slots(keep: Bool[np.ndarray, "queries keys"], order: Int[np.ndarray, " queries"]) -> int:
-    """Count the slots that tiles of 16 ordered rows compute: 16 times the union of their keys."""
+    """Count the slots that tiles of 32 ordered rows compute: 32 times the union of their keys."""
     ordered = keep[order]
     pad = -len(ordered) % LANES
     if pad:

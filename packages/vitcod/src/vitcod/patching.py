@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcod.adapters import attention_modules, dropout_of, finish, num_heads, project
+from vitcod.adapters import (
+    attention_modules,
+    dropout_of,
+    finish,
+    num_heads,
+    project,
+    score_bias,
+)
 from vitcod.autoencoder import AEConfig, AutoEncoder
 from vitcod.errors import InputError
 from vitcod.ops import sparse_attention
@@ -26,11 +33,13 @@ def _sparse_forward(
     codec = getattr(self, "vitcod_autoencoder", None)
     if codec is not None and getattr(self, "_vitcod_folded", None) is None:
         q, k = codec(q, k)
-    plan = self._vitcod_plan
+    plan, bias = self._vitcod_plan, score_bias(self, q.device)
+    if bias is not None:
+        bias = bias[None].to(q.dtype)
     if plan is None:
-        out = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     else:
-        out = sparse_attention(q, k, v, plan, scale=scale)
+        out = sparse_attention(q, k, v, plan, scale=scale, bias=bias)
     return finish(self, hidden_states, out)
 
 

@@ -68,7 +68,7 @@ def permutation_of(
 
 
 def greedy_order(
-    keep: Bool[np.ndarray, "queries keys"], group: int = 16
+    keep: Bool[np.ndarray, "queries keys"], group: int = 32
 ) -> Int[np.ndarray, " queries"]:
     """Group rows that share keys: each group grows by the row that adds the fewest new keys."""
     rows = len(keep)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitcod.adapters import attention_modules, project, special_tokens
+from vitcod.adapters import attention_modules, project, score_bias, special_tokens
 from vitcod.errors import InputError
 from vitcod.files import write_atomically
 
@@ -184,20 +184,24 @@ class _Collector:
         self.total: Tensor | None = None
         self.output: Tensor | None = None
         self.moments: list[Tensor] | None = None
-        self.samples = 0
+        self.samples = [0, 0]
         self.want_output = output_scores
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["hidden_states"]
         q, k, v, scale = project(module, x)
-        weights = torch.softmax((q.float() @ k.float().transpose(-1, -2)) * scale, -1)
+        scores = (q.float() @ k.float().transpose(-1, -2)) * scale
+        bias = score_bias(module, q.device)
+        weights = torch.softmax(scores if bias is None else scores + bias, -1)
         total = weights.double().sum(0)
         self.total = total if self.total is None else self.total + total
         moments = [torch.einsum("bhnd,bgnd->hg", t.double(), t.double()) for t in (q, k)]
         self.moments = (
             moments if self.moments is None else [a + b for a, b in zip(self.moments, moments)]
         )
-        self.samples += q.shape[0] * q.shape[2] * q.shape[3]
+        self.samples = [
+            n + t.shape[0] * t.shape[2] * t.shape[3] for n, t in zip(self.samples, (q, k))
+        ]
         if self.want_output:
             out = weights @ v.float()
             # |v_j - o_i|^2 without a tensor of (queries, keys, channels)
@@ -274,8 +278,8 @@ def collect_attention(
         assert collector.total is not None
         assert collector.moments is not None
         maps.append((collector.total / images).cpu().numpy())
-        q_moments.append((collector.moments[0] / collector.samples).cpu().numpy())
-        k_moments.append((collector.moments[1] / collector.samples).cpu().numpy())
+        q_moments.append((collector.moments[0] / collector.samples[0]).cpu().numpy())
+        k_moments.append((collector.moments[1] / collector.samples[1]).cpu().numpy())
         if collector.output is not None:
             output.append((collector.output / images).cpu().numpy())
     stats = AttentionStats(
