@@ -1,10 +1,11 @@
 """Searched hybrid network against the searched convolution-only network, Fashion-MNIST at 14 x 14.
 
 Both are searched alike: a supernet pretrained on the training images, evolution over validation
-accuracy within a budget of mapped EDP, then training from scratch; the test images are used once.
-The convolution-only search gets the median EDP of its space as budget, the hybrid search what is
-left of the EDP that the convolution-only network reached after division by the bar. The control is
-a convolution-only search within the hybrid's budget.
+accuracy within a budget of mapped EDP, then training from scratch of the most accurate candidates in
+the upper half of the budget; validation chooses among them, the test images are used once. The
+convolution-only search gets the median EDP of its space as budget, the hybrid search the EDP that the
+convolution-only network reached, divided by the bar. The control is a convolution-only search within
+the hybrid's budget. Settings were chosen on seed 0; the seeds that count start at 1.
 """
 
 import random
@@ -48,49 +49,60 @@ def prepare(space, images, machine, options, seed):
     return Evaluator(net, train, validation.take(torch.arange(1000)), machine, batches=10, seed=seed)
 
 
+def trained(architecture, images, test, options, seed) -> float:
+    """Train from scratch; return the accuracy on the other images."""
+    recipe = Recipe(epochs=options.epochs, learning_rate=options.rate)
+    _, history = train_from_scratch(architecture, images, test, recipe, seed=seed)
+    return history.rows[-1]["test_accuracy"]
+
+
+def search(evaluator, budget, images, options, seed) -> Architecture:
+    """Evolve within the budget, train the best candidates, return the best by validation."""
+    strategy = Evolution(population=16, generations=4, parents=6, edp_budget=budget)
+    result = strategy.run(evaluator, seed=seed)
+    inside = [p for p in result.evaluated if budget / 2 <= p.edp <= budget]
+    inside = sorted(inside, key=lambda p: -p.accuracy)[: options.candidates]
+    chosen = [p.architecture for p in inside] or [result.architecture]
+    train, validation = images.split(0.8, seed)
+    return max(chosen, key=lambda a: trained(a, train, validation, options, seed))
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--data", default="fashion-mnist", help="its folder")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--pretraining", type=int, default=6, help="epochs")
+    parser.add_argument("--pretraining", type=int, default=12, help="epochs")
     parser.add_argument("--epochs", type=int, default=8, help="epochs from scratch")
+    parser.add_argument("--candidates", type=int, default=4, help="trained per search")
     parser.add_argument("--rate", type=float, default=0.1)
     options = parser.parse_args()
     torch.set_num_threads(1)
     machine = Accelerator.from_yaml("nasa_45nm")
     whole, test = load(options.data, size=14)
     rows, ratios, losses, controls = [], [], [], []
-    for seed in range(options.seeds):
+    for seed in range(1, options.seeds + 1):
         start = time.process_time()
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
         images = whole.take(order[: options.images])
         source = random.Random(seed)
         drawn = [true_cost(Architecture.random(CONV, source), machine)[0] for _ in range(40)]
         conv, hybrid = (prepare(s, images, machine, options, seed) for s in (CONV, HYBRID))
-        strategy = Evolution(
-            population=16, generations=4, parents=6, edp_budget=statistics.median(drawn)
-        )
-        first = strategy.run(conv, seed=seed)
-        reached = true_cost(first.architecture, machine)[0]
-        tight = replace(strategy, edp_budget=reached / BAR)
-        found = {
-            "conv": first.architecture,
-            "hybrid": tight.run(hybrid, seed=seed).architecture,
-            "conv, hybrid's budget": tight.run(conv, seed=seed + 1000).architecture,
-        }
+        budget = statistics.median(drawn)
+        found = {"conv": search(conv, budget, images, options, seed)}
+        tight = true_cost(found["conv"], machine)[0] / BAR
+        found["hybrid"] = search(hybrid, tight, images, options, seed)
+        found["conv, hybrid's budget"] = search(conv, tight, images, options, seed + 1000)
         accuracy, edp = {}, {}
         for name, architecture in found.items():
-            recipe = Recipe(epochs=options.epochs, learning_rate=options.rate)
-            _, history = train_from_scratch(architecture, images, test, recipe, seed=seed)
-            accuracy[name] = history.rows[-1]["test_accuracy"]
+            accuracy[name] = trained(architecture, images, test, options, seed)
             edp[name] = true_cost(architecture, machine)[0]
             rows.append([seed, name, 1e3 * edp[name], 100 * accuracy[name], str(architecture)])
             print(*rows[-1], f"{time.process_time() - start:.0f} CPU s", sep="; ", flush=True)
         ratios.append(edp["conv"] / edp["hybrid"])
         losses.append(100 * (accuracy["conv"] - accuracy["hybrid"]))
         controls.append(100 * (accuracy["conv"] - accuracy["conv, hybrid's budget"]))
-        if seed:
+        if len(ratios) > 1:
             save(options, rows, ratios, losses, controls)
 
 

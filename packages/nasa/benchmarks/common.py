@@ -40,8 +40,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), half
 
 
-def write(out: Path, script: str, title: str, goals: list[dict], tables: list[dict]) -> None:
-    name = Path(script).stem
+def write(
+    out: Path, script: str, title: str, goals: list[dict], tables: list[dict], label: str = ""
+) -> None:
+    name = Path(script).stem + (f"_{label}" if label else "")
     about = environment()
     result = {
         "schema_version": 1,

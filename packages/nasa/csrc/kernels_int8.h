@@ -101,25 +101,32 @@ inline void dot_strip(const uint8_t* rows, int64_t row, const int8_t* weights, c
                       int64_t pitch) {
 #if defined(__AVX512F__)
     __m512i sum[kRows][here];
-    for (auto& line : sum)
-        for (int v = 0; v < here; ++v) line[v] = _mm512_loadu_si512(start + v * kDots);
+#pragma GCC unroll 8
+    for (int p = 0; p < kRows; ++p)
+#pragma GCC unroll 8
+        for (int v = 0; v < here; ++v) sum[p][v] = _mm512_loadu_si512(start + v * kDots);
     for (int64_t i = 0; i < k4; ++i) {
         __m512i w[here];
+#pragma GCC unroll 8
         for (int v = 0; v < here; ++v) w[v] = _mm512_loadu_si512(weights + (v * k4 + i) * kDots * 4);
+#pragma GCC unroll 8
         for (int p = 0; p < kRows; ++p) {
             int32_t four;
             memcpy(&four, rows + p * row + i * 4, 4);
             const __m512i x = _mm512_set1_epi32(four);
+#pragma GCC unroll 8
             for (int v = 0; v < here; ++v) sum[p][v] = _mm512_dpbusd_epi32(sum[p][v], x, w[v]);
         }
     }
+#pragma GCC unroll 8
     for (int p = 0; p < kRows; ++p)
+#pragma GCC unroll 8
         for (int v = 0; v < here; ++v) _mm512_storeu_si512(out + p * pitch + v * kDots, sum[p][v]);
 #elif defined(__AVX2__)
     // vpmaddubsw saturates: widen to 16 bits, where the sum of two products fits in 32.
     __m256i sum[kRows][here];
-    for (auto& line : sum)
-        for (int v = 0; v < here; ++v) line[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start + v * kDots));
+    for (int p = 0; p < kRows; ++p)
+        for (int v = 0; v < here; ++v) sum[p][v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start + v * kDots));
     const __m256i low = _mm256_set1_epi16(0x00ff);
     for (int64_t i = 0; i < k4; ++i)
         for (int v = 0; v < here; ++v) {
