@@ -57,7 +57,8 @@ def main() -> None:
     slow, distance = (statistics.median(column) for column in zip(*ratios, strict=True))
     spread = max(v for r in rows for k, v in r.items() if k.startswith("adder forward spread"))
     narrow, both = forced("avx2"), forced("avx2", "AVX2")
-    note = options.label + (": " if options.label else "") + "median of the six layers; least CPU time of 9 runs, median of 5 rounds"
+    note = "median of the six layers; least CPU time of 9 runs, median of 5 rounds"
+    note = f"{options.label}: {note}" if options.label else note
     goals = [
         goal("adder forward / nn.Conv2d", "<= 1.05", f"{forward:.2f} (spread {spread:.2f})",
              forward <= 1.05, note),

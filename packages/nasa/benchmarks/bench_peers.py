@@ -1,6 +1,6 @@
 """Systolic cycles against runs of SCALE-Sim, mapped costs and exports against runs of ZigZag.
 
-Each peer runs in an interpreter of its own: SCALE-Sim 3.0 needs numpy below 2, ZigZag 3.9 needs six.
+Each peer runs in an interpreter of its own: SCALE-Sim 3.0 needs numpy below 2, ZigZag 3.9 six.
 """
 
 import csv
@@ -67,8 +67,9 @@ from zigzag.api import get_hardware_performance_zigzag as run
 inputs = str(files("zigzag") / "inputs")
 costs = {}
 for name in sys.argv[2:]:
-    energy, latency, _ = run(name, inputs + "/hardware/tpu_like.yaml", inputs + "/mapping/tpu_like.yaml",
-        opt="EDP", dump_folder=sys.argv[1] + "/out", lpf_limit=4, loma_show_progress_bar=False)
+    hardware, mapping = (f"{inputs}/{kind}/tpu_like.yaml" for kind in ("hardware", "mapping"))
+    energy, latency, _ = run(name, hardware, mapping, opt="EDP",
+        dump_folder=sys.argv[1] + "/out", lpf_limit=4, loma_show_progress_bar=False)
     costs[name.rsplit("/", 1)[-1].removesuffix(".yaml")] = {"energy": energy, "latency": latency}
 json.dump(costs, open(sys.argv[1] + "/costs.json", "w"))
 """
@@ -80,7 +81,8 @@ def layers(count: int, seed: int) -> list[Layer]:
     while len(found) < count:
         kernel = source.choice((1, 2, 3, 5))
         side = (source.choice(SIZES) + kernel - 1, source.choice(SIZES) + kernel - 1)
-        channels, filters, stride = source.choice(SIZES), source.choice(SIZES), source.choice((1, 2, 3))
+        channels, filters = source.choice(SIZES), source.choice(SIZES)
+        stride = source.choice((1, 2, 3))
         found.append(
             Layer.conv(
                 f"layer{len(found)}", "conv", channels, filters, side, kernel, stride, padding=0
@@ -107,8 +109,8 @@ def scalesim(python: str, each: int, folder: Path) -> list[list]:
             column = [c.strip() for c in report[0]].index("Total Cycles")
             for layer, line in zip(drawn, report[1:], strict=True):
                 shape = [layer.channels, layer.filters, layer.height, layer.width]
-                rows.append([*shape, layer.kernel[0], layer.stride, *array, dataflow,
-                             int(float(line[column])), systolic_cycles(layer, array, dataflow)])  # fmt: skip
+                cycles = int(float(line[column])), systolic_cycles(layer, array, dataflow)
+                rows.append([*shape, layer.kernel[0], layer.stride, *array, dataflow, *cycles])
     return rows
 
 
@@ -117,7 +119,7 @@ def zigzag(python: str, folder: Path) -> tuple[list[list], dict[str, float]]:
     source, drawn = random.Random(0), []
     for i in range(20):
         kernel = source.choice((1, 3))
-        channels, filters, side = source.choice((16, 32, 64)), source.choice((16, 32, 64)), 16
+        channels, filters = source.choice((16, 32, 64)), source.choice((16, 32, 64))
         side = source.choice((4, 8, 16))
         drawn.append(Layer.conv(f"layer{i}", "conv", channels, filters, side, kernel))
     files = []
@@ -133,7 +135,8 @@ def zigzag(python: str, folder: Path) -> tuple[list[list], dict[str, float]]:
     for layer in drawn:
         result = map_workload(Workload(layer.name, [layer]), machine)
         ours[layer.name] = {"energy": result.energy_mj, "latency": result.interval_ms}
-    agreement = {kind: rank_agreement(table, ours, kind)["spearman"] for kind in ("energy", "latency")}
+    kinds = ("energy", "latency")
+    agreement = {kind: rank_agreement(table, ours, kind)["spearman"] for kind in kinds}
     rows = [
         [str(layer.one_group), table[n]["energy"], table[n]["latency"], *ours[n].values()]
         for layer in drawn

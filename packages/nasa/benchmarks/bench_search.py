@@ -1,11 +1,11 @@
 """Searched hybrid network against the searched convolution-only network, Fashion-MNIST at 14 x 14.
 
 Both are searched alike: a supernet pretrained on the training images, evolution over validation
-accuracy within a budget of mapped EDP, then training from scratch of the most accurate candidates in
-the upper half of the budget; validation chooses among them, the test images are used once. The
-convolution-only search gets the median EDP of its space as budget, the hybrid search the EDP that the
-convolution-only network reached, divided by the bar. The control is a convolution-only search within
-the hybrid's budget. Settings were chosen on seed 0; the seeds that count start at 1.
+accuracy within a budget of mapped EDP, then training from scratch of the most accurate candidates
+in the upper half of the budget; validation chooses among them, the test images are used once. The
+convolution-only search gets the median EDP of its space as budget, the hybrid search the EDP that
+the convolution-only network reached, divided by the bar. The control is a convolution-only search
+within the hybrid's budget. Settings were chosen on seed 0; the seeds that count start at 1.
 """
 
 import random
@@ -46,7 +46,8 @@ def prepare(space, images, machine, options, seed):
         net, images.take(torch.arange(3000)), seed=seed
     )
     train, validation = images.split(0.8, seed)
-    return Evaluator(net, train, validation.take(torch.arange(1000)), machine, batches=10, seed=seed)
+    validation = validation.take(torch.arange(1000))
+    return Evaluator(net, train, validation, machine, batches=10, seed=seed)
 
 
 def trained(architecture, images, test, options, seed) -> float:

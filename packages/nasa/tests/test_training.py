@@ -297,7 +297,8 @@ def test_killed_training_continues_to_the_same_network_many_times(tmp_path):
 
 
 def search_outputs(folder):
-    return [(folder / name).read_text() for name in ("arch.json", "search.json", "pretraining.json")]
+    names = ("arch.json", "search.json", "pretraining.json")
+    return [(folder / name).read_text() for name in names]
 
 
 def kill_search(folder, settings, delay, appears):
@@ -306,7 +307,8 @@ def kill_search(folder, settings, delay, appears):
     for name, value in settings.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=env)
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(command, stderr=null, stdout=null, env=env)
     deadline = time.monotonic() + 120
     while not (folder / appears).exists() and time.monotonic() < deadline:
         assert process.poll() is None or (folder / appears).exists()

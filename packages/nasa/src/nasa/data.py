@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
 
@@ -112,9 +111,7 @@ def _idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
-def load_idx(
-    folder: str | Path, size: int | None = None
-) -> tuple[LabelledImages, LabelledImages]:
+def load_idx(folder: str | Path, size: int | None = None) -> tuple[LabelledImages, LabelledImages]:
     """Read the four IDX files of MNIST or Fashion-MNIST, gzipped or not.
 
     Parameters

@@ -189,7 +189,7 @@ def rank_agreement(
     Returns
     -------
     dict
-        ``spearman`` and ``kendall`` (tau-b) coefficients, and ``blocks``, how many both tables hold.
+        ``spearman``, ``kendall`` (tau-b), and ``blocks``, how many both tables hold.
 
     Raises
     ------
