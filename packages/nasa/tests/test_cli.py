@@ -73,6 +73,7 @@ def test_search_train_quantize_report(capsys, tmp_path):
     code, _, _ = run(capsys, "report", out)
     assert code == 0
     names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"training.html", "training.png"} <= names
     assert {"report.html", "search.json", "mapping.json", "network.packed.safetensors"} <= names
     assert not [n for n in names if n.startswith(".")]
 

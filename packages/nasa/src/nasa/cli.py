@@ -239,6 +239,7 @@ def train(
         print(json.dumps(row))
     else:
         console.print(f"test accuracy {100 * row['test_accuracy']:.2f} %; {out / 'network.pt'}")
+        console.print(str(out / "training.html"))
     return 0
 
 

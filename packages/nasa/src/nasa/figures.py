@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from nasa._files import write_with
 from nasa.arch import Architecture
@@ -122,14 +122,19 @@ def pareto(points: Sequence[Evaluated], front: Sequence[Evaluated]) -> Figure:
     )
     axes.scatter([p.edp for p in front], [100 * p.accuracy for p in front], s=28, color="#8c3b3b")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("EDP, 1e-6 J s (mapped)")
-    axes.set_ylabel("validation accuracy with shared weights, %")
+    axes.set_ylabel("validation accuracy, shared weights, %", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def loss_curves(histories: Mapping[str, History]) -> Figure:
-    """Training loss of pretraining runs; stages are shaded by the last one's."""
+def loss_curves(
+    histories: Mapping[str, History], label: str = "cross entropy, two random paths"
+) -> Figure:
+    """Training loss per epoch; stages of pretraining are shaded by the last run's."""
     figure = Figure(figsize=(5.6, 3.4))
     axes = figure.add_subplot()
     for name, history in histories.items():
@@ -147,7 +152,7 @@ def loss_curves(histories: Mapping[str, History]) -> Figure:
             )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    axes.set_ylabel("cross entropy, two random paths")
+    axes.set_ylabel(label)
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
