@@ -230,7 +230,7 @@ def train(
     curve = figures.loss_curves({"training": history}, "cross entropy")
     figures.save(curve, out / "training.png")
     figures.save(figures.type_strip({"network": found}), out / "network.png")
-    rows = [
+    rows: list[list[Any]] = [
         ["test accuracy", f"{100 * last['test_accuracy']:.2f} %"],
         ["test cross entropy", f"{last['test_loss']:.4f}"],
         ["parameters", sum(p.numel() for p in net.parameters())],
