@@ -19,9 +19,9 @@ struct Kernels {
     void (*adder_forward)(const Shape&, const float* x, const float* w, float* y, bool exact, int threads);
     // gx = sum clamp(w - x, -1, 1) * gy
     void (*adder_grad_input)(const Shape&, const float* x, const float* w, const float* gy, float* gx, int threads);
-    // y = -sum |x - w| over int8, in int32; x and y are channels-last
+    // y = -sum |x - w| over int8, in int32; x, w and y are channels-last
     void (*sad_int8)(const Shape&, const int8_t* x, const int8_t* w, int32_t* y, int threads);
-    // y = sum x * w over int8, in int32; x and y are channels-last
+    // y = sum x * w over int8, in int32; x, w and y are channels-last
     void (*conv_int8)(const Shape&, const int8_t* x, const int8_t* w, int32_t* y, int threads);
 };
 

@@ -129,40 +129,37 @@ InputClass::~InputClass() {
     delete[] tap;
 }
 
-Bytes::Bytes(const Shape& z, const int8_t* x) {
-    const int64_t height = z.height + 2 * z.pad_h, width = z.width + 2 * z.pad_w;
-    pitch = width * z.channels;
-    per_image = height * pitch;
-    data = new_bytes(z.batch * per_image);
-    if (z.pad_h || z.pad_w) std::memset(data, 0x80, static_cast<size_t>(z.batch * per_image));
-    for (int64_t n = 0; n < z.batch; ++n)
-        for (int64_t h = 0; h < z.height; ++h) {
-            const int8_t* from = x + (n * z.height + h) * z.width * z.channels;
-            uint8_t* to = data + n * per_image + (h + z.pad_h) * pitch + z.pad_w * z.channels;
-            for (int64_t i = 0; i < z.width * z.channels; ++i) to[i] = static_cast<uint8_t>(from[i]) ^ 0x80;
-        }
-}
-
-Bytes::~Bytes() { release(data); }
-
-void Bytes::rows(const Shape& z, int64_t group, int64_t first, int64_t count, int64_t row, uint8_t* out) const {
-    const int64_t cg = z.channels / z.groups, k = cg * z.kernel_h * z.kernel_w;
+void byte_rows(const Shape& z, const int8_t* x, int64_t group, int64_t first, int64_t count, int64_t row, uint8_t* out) {
+    const int64_t cg = z.channels / z.groups, taps = z.kernel_w * cg;
     const bool joined = z.groups == 1 && z.dilation_w == 1;  // the taps of a kernel row are contiguous
     for (int64_t p = 0; p < count; ++p) {
         const int64_t at = first + p, ow = at % z.out_w, oh = at / z.out_w % z.out_h, n = at / (z.out_w * z.out_h);
+        const int64_t w = ow * z.stride_w - z.pad_w;
         uint8_t* to = out + p * row;
-        for (int64_t r = 0; r < z.kernel_h; ++r) {
-            const uint8_t* from = data + n * per_image + (oh * z.stride_h + r * z.dilation_h) * pitch +
-                                  ow * z.stride_w * z.channels + group * cg;
+        for (int64_t r = 0; r < z.kernel_h; ++r, to += taps) {
+            const int64_t h = oh * z.stride_h - z.pad_h + r * z.dilation_h;
+            if (h < 0 || h >= z.height) {
+                std::memset(to, 0, static_cast<size_t>(taps));
+                continue;
+            }
+            const int8_t* from = x + ((n * z.height + h) * z.width + w) * z.channels + group * cg;
             if (joined) {
-                std::memcpy(to, from, static_cast<size_t>(z.kernel_w * cg));
-                to += z.kernel_w * cg;
-            } else {
-                for (int64_t s = 0; s < z.kernel_w; ++s, to += cg)
-                    std::memcpy(to, from + s * z.dilation_w * z.channels, static_cast<size_t>(cg));
+                const int64_t begin = std::min(z.kernel_w, std::max<int64_t>(0, -w));
+                const int64_t end = std::max(begin, std::min(z.kernel_w, z.width - w));
+                if (begin > 0) std::memset(to, 0, static_cast<size_t>(begin * cg));
+                std::memcpy(to + begin * cg, from + begin * cg, static_cast<size_t>((end - begin) * cg));
+                if (end < z.kernel_w) std::memset(to + end * cg, 0, static_cast<size_t>((z.kernel_w - end) * cg));
+                continue;
+            }
+            for (int64_t s = 0; s < z.kernel_w; ++s) {
+                const int64_t i = w + s * z.dilation_w;
+                if (i < 0 || i >= z.width)
+                    std::memset(to + s * cg, 0, static_cast<size_t>(cg));
+                else
+                    std::memcpy(to + s * cg, from + s * z.dilation_w * z.channels, static_cast<size_t>(cg));
             }
         }
-        std::memset(to, 0x80, static_cast<size_t>(row - k));
+        if (row > z.kernel_h * taps) std::memset(to, 0, static_cast<size_t>(row - z.kernel_h * taps));
     }
 }
 

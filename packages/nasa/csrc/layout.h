@@ -57,20 +57,9 @@ struct InputClass {
     InputClass& operator=(const InputClass&) = delete;
 };
 
-// A channels-last copy of int8 images, zero-padded, each value xor 0x80: that is plus 128, which
-// keeps distances and turns int8 into uint8.
-struct Bytes {
-    int64_t pitch, per_image;  // bytes per row of pixels, and per image
-    uint8_t* data;
-
-    Bytes(const Shape& z, const int8_t* x);
-    ~Bytes();
-    Bytes(const Bytes&) = delete;
-    Bytes& operator=(const Bytes&) = delete;
-    // Writes one row of `row` bytes per output pixel: the taps of a group in the order (r, s, c),
-    // filled up with the zero, 0x80.
-    void rows(const Shape& z, int64_t group, int64_t first, int64_t count, int64_t row, uint8_t* out) const;
-};
+// Writes one row of `row` bytes per output pixel of channels-last images: the taps of a group in the
+// order (r, s, c), zero in the padding and behind the last tap.
+void byte_rows(const Shape& z, const int8_t* x, int64_t group, int64_t first, int64_t count, int64_t row, uint8_t* out);
 
 float* new_floats(int64_t count);        // 64-byte aligned, with slack behind
 uint8_t* new_bytes(int64_t count);       // likewise

@@ -1,8 +1,10 @@
 """The model against published figures and a literal evaluation of the published formulas."""
 
+import csv
 import itertools
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,6 +167,19 @@ def test_scale_sim_cycles():
     layer = Layer.conv("a", "conv", 64, 64, 18, kernel=3, padding=0)
     cycles = {d: systolic_cycles(layer, (16, 16), d) for d in ("ws", "os", "is")}
     assert cycles == {"ws": 43487, "os": 38783, "is": 63359}
+
+
+def test_cycles_equal_scale_sim_on_its_own_runs():
+    """What SCALE-Sim 3.0.0 printed for 120 layers (benchmarks/bench_peers.py wrote the file)."""
+    with (Path(__file__).parent / "data" / "scalesim_cycles.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = ("C", "M", "H", "W", "kernel", "stride")
+    assert len({tuple(row[n] for n in names) for row in rows}) >= 100
+    for row in rows:
+        c, m, h, w, kernel, stride = (int(row[n]) for n in names)
+        layer = Layer.conv("a", "conv", c, m, (h, w), kernel, stride, padding=0)
+        array = int(row["rows"]), int(row["columns"])
+        assert systolic_cycles(layer, array, row["dataflow"]) == int(row["cycles"]), row
 
 
 def test_cycles_are_at_least_the_work_per_pe_and_buffers_fit():

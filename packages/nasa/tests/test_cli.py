@@ -47,8 +47,13 @@ def test_allocate_export_lut(capsys, architecture, tmp_path):
 def test_search_train_quantize_report(capsys, tmp_path):
     out = str(tmp_path / "run")
     arguments = ["search", "--out", out, "--pretraining-epochs", "6", "--epochs", "1"]
-    code, _, err = run(capsys, *arguments)
-    assert (code, err) == (0, "")
+    code, text, err = run(capsys, *arguments)
+    assert code == 0
+    lines = err.splitlines()  # no terminal here: a log gets one line per epoch and generation
+    assert len(lines) == 7
+    assert all(line.startswith("search: epoch ") for line in lines)
+    assert "loss" in lines[0]
+    assert "search: " not in text
     again = (tmp_path / "run" / "arch.json").read_text()
     code, _, err = run(capsys, *arguments, "--seed", "5")
     assert code == 2
@@ -56,10 +61,11 @@ def test_search_train_quantize_report(capsys, tmp_path):
     code, _, _ = run(capsys, "resume", out)
     assert code == 0
     assert (tmp_path / "run" / "arch.json").read_text() == again
-    code, text, _ = run(
+    code, text, err = run(
         capsys, "train", f"{out}/arch.json", "--out", out, "--epochs", "2", "--json"
     )
     assert code == 0
+    assert [line.split(",")[0] for line in err.splitlines()] == ["train: epoch 0", "train: epoch 1"]
     assert json.loads(text)["test_accuracy"] > 0.3
     code, text, _ = run(capsys, "quantize", out, "--json")
     assert code == 0
@@ -67,6 +73,7 @@ def test_search_train_quantize_report(capsys, tmp_path):
     code, _, _ = run(capsys, "report", out)
     assert code == 0
     names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"training.html", "training.png"} <= names
     assert {"report.html", "search.json", "mapping.json", "network.packed.safetensors"} <= names
     assert not [n for n in names if n.startswith(".")]
 

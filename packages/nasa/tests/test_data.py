@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from nasa import data
 from nasa.data import load, load_digits
 from PIL import Image
 
@@ -39,9 +40,25 @@ def test_idx_files(tmp_path):
     assert train.images.shape == (6, 1, 4, 4)
     assert train.classes == 3
     assert torch.equal(train.labels, test.labels)
+    half, _ = load(str(tmp_path), size=2)
+    means = torch.from_numpy(images.reshape(6, 1, 2, 2, 2, 2).mean((3, 5)))
+    expected = (means - means.mean()) / means.std(correction=0)
+    assert torch.allclose(half.images.double(), expected, atol=1e-4)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"nonsense"))
     with pytest.raises(ValueError, match="no IDX file"):
         load(str(tmp_path))
+
+
+def test_fashion_mnist_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "FASHION_MNIST", tmp_path / "absent")
+    with pytest.raises(ValueError, match="install Debian's package dataset-fashion-mnist"):
+        load("fashion-mnist")
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4), dtype=np.uint8)
+    for stem in ("train", "t10k"):
+        write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", images)
+        write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", np.arange(6, dtype=np.uint8))
+    monkeypatch.setattr(data, "FASHION_MNIST", tmp_path)
+    assert load("fashion-mnist")[0].classes == 6
 
 
 def test_image_folders_and_zip(tmp_path):

@@ -4,7 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nasa import Architecture, SearchSpace
+from nasa._native_loader import available
 from nasa.data import load_digits
+from nasa.functional import adder_conv2d, conv2d_int8, sad_conv2d
 from nasa.nn import AdderConv2d, ShiftConv2d
 from nasa.quantization import (
     Bits,
@@ -55,6 +57,23 @@ def test_planes_of_powers_sum_to_the_weights_over_the_whole_range():
     assert torch.equal(total, weight.double())
     assert planes.dtype == torch.int8
     assert len(planes) == 5  # 32 exponents in windows of seven
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("isa", available())
+@pytest.mark.parametrize("filters", [1, 7, 16, 24, 33, 48, 56, 64, 130])
+def test_integer_kernels_are_exact_for_every_remainder_of_filters(monkeypatch, isa, filters):
+    monkeypatch.setenv("NASA_ISA", isa)
+    source = torch.Generator().manual_seed(filters)
+    layers = ((8, 1, 0, 1), (13, 1, 0, 1), (5, 3, 1, 1), (4, 3, 2, 2))
+    for channels, kernel, padding, groups in layers:
+        x = torch.randint(-128, 128, (2, channels, 7, 6), generator=source, dtype=torch.int8)
+        shape = (filters * groups, channels // groups, kernel, kernel)
+        w = torch.randint(-128, 128, shape, generator=source, dtype=torch.int8)
+        products = F.conv2d(x.double(), w.double(), None, 1, padding, 1, groups)
+        assert torch.equal(conv2d_int8(x, w, 1, padding, groups=groups).double(), products)
+        apart = adder_conv2d(x.double(), w.double(), 1, padding, groups=groups, exact=True)
+        assert torch.equal(sad_conv2d(x, w, 1, padding, groups=groups).double(), apart)
 
 
 def test_integer_shift_layer_is_bit_exact_against_float64():

@@ -6,8 +6,9 @@ import pytest
 import torch
 import yaml
 from nasa.conversion import WithBias, convert, trace_workload
-from nasa.hw import Layer, Workload
-from nasa.interop import export, read_lookup_table
+from nasa.hw import Accelerator, Layer, Workload
+from nasa.hw import map as map_workload
+from nasa.interop import export, rank_agreement, read_lookup_table, to_scalesim_layout
 from nasa.nn import AdderConv2d, ShiftConv2d
 from torch import nn
 
@@ -57,6 +58,30 @@ def test_lookup_tables(tmp_path):
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="no text"):
         read_lookup_table(file)
+
+
+def test_imported_table_is_ranked_against_the_mapper(tmp_path):
+    machine, ours = Accelerator.from_yaml("nasa_45nm"), {}
+    shapes = ((8, 8, 4, 1), (16, 8, 8, 1), (16, 32, 8, 3), (64, 64, 8, 3), (3, 16, 16, 3))
+    for c, f, side, k in shapes:
+        result = map_workload(Workload("w", [Layer.conv("a", "conv", c, f, side, k)]), machine)
+        ours[f"{c}-{f}-{side}-{k}"] = {"energy": result.energy_mj, "latency": result.interval_ms}
+    file = tmp_path / "t.csv"
+    lines = [f"{n},{3 * cost['latency'] ** 0.5},{-cost['energy']}" for n, cost in ours.items()]
+    file.write_text("\n".join(["block,latency,energy", *lines, "unknown,1,1"]) + "\n")
+    table = read_lookup_table(file)
+    # a growing function keeps the ranks, a falling one turns them
+    expected = {"spearman": 1.0, "kendall": 1.0, "blocks": 5}
+    assert rank_agreement(table, ours, "latency") == expected
+    assert rank_agreement(table, ours, "energy")["spearman"] == -1.0
+    with pytest.raises(ValueError, match="cost='power': the tables share 0 blocks"):
+        rank_agreement(table, ours, "power")
+
+
+def test_scalesim_layout_has_a_row_per_layer():
+    rows = to_scalesim_layout(WORK).splitlines()
+    assert [row.split(",")[0] for row in rows] == ["Layer name", "a", "b"]
+    assert {row.count(",") for row in rows} == {21}
 
 
 def test_convert_keeps_shapes_biases_and_weights():

@@ -103,6 +103,20 @@ def test_hybrids_save_at_least_the_stated_share_of_edp():
         assert sum(values) / len(values) <= 0.70, (name, values)
 
 
+def test_maps_a_network_that_row_stationary_alone_cannot_run():
+    """The paper's Fig. 8: all-RS does not fit the shared buffer for some hybrid networks."""
+    topology = list(topologies(20, 100))[19]
+    found = 0
+    for operators in (("conv", "shift"), ("conv", "shift", "adder")):
+        work = typed(topology, operators, 19).workload()
+        result = map_workload(work, MACHINE)
+        try:
+            map_workload(work, MACHINE, dataflows=dict.fromkeys(result.dataflows, "rs"))
+        except InfeasibleMappingError:
+            found += 1
+    assert found == 1
+
+
 def test_searched_split_is_never_worse_and_keeps_the_area():
     for i, topology in enumerate(topologies(2, 11)):
         work = typed(topology, ("conv", "shift", "adder"), i).workload()

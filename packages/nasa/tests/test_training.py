@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from nasa import Architecture, SearchSpace, Supernet
+from nasa import Architecture, SearchSpace, Supernet, runs
 from nasa.data import LabelledImages, load_digits
 from nasa.hw import Accelerator
 from nasa.nn import AdderConv2d
@@ -294,6 +294,65 @@ def test_killed_training_continues_to_the_same_network_many_times(tmp_path):
         models.append(kill_and_resume(folder, 0.07 * i))
     for model in models[1:]:
         assert all(torch.equal(v, models[0][k]) for k, v in model.items())
+
+
+def search_outputs(folder):
+    names = ("arch.json", "search.json", "pretraining.json")
+    return [(folder / name).read_text() for name in names]
+
+
+def kill_search(folder, settings, delay, appears):
+    """Start a search, kill it some time after a file appeared."""
+    command = [sys.executable, "-m", "nasa", "search", "--out", str(folder)]
+    for name, value in settings.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(command, stderr=null, stdout=null, env=env)
+    deadline = time.monotonic() + 120
+    while not (folder / appears).exists() and time.monotonic() < deadline:
+        assert process.poll() is None or (folder / appears).exists()
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def resumed_search(folder):
+    runs.search(folder, runs.SearchSettings.load(folder), lambda row: None)
+    return search_outputs(folder)
+
+
+SEARCH = {"strategy": "dnas", "pretraining_epochs": 6, "epochs": 3, "batch_size": 128}
+
+
+def whole_search(folder, **changes):
+    chosen = {**SEARCH, **changes}
+    settings = runs.SearchSettings(
+        space="digits", data="digits", accelerator="nasa_45nm", metric="edp",
+        budget_edp=float("inf"), pretraining="progressive", learning_rate=0.1, size=None, seed=0,
+        **chosen,
+    )  # fmt: skip
+    runs.search(folder, settings, lambda row: None)
+    return search_outputs(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("appears", ["pretraining.pt", "search.pt"])
+def test_killed_search_continues_to_the_same_result(tmp_path, appears):
+    kill_search(tmp_path / "killed", SEARCH, 0.1, appears)
+    assert not (tmp_path / "killed" / "arch.json").exists()
+    assert resumed_search(tmp_path / "killed") == whole_search(tmp_path / "whole")
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("strategy", ["dnas", "evolution"])
+def test_search_killed_at_any_step_continues_to_the_same_result(tmp_path, strategy):
+    expected = whole_search(tmp_path / "whole", strategy=strategy)
+    for i in range(8):
+        folder = tmp_path / str(i)
+        kill_search(folder, {**SEARCH, "strategy": strategy}, 0.5 * i, "settings.json")
+        assert resumed_search(folder) == expected
 
 
 def test_infinite_loss_stops_with_epoch_and_checkpoint(digits, tmp_path):

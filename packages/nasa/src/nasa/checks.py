@@ -116,6 +116,7 @@ def _time_layer(
     xi = torch.randint(-128, 128, x.shape, generator=source, dtype=torch.int8)
     xi = xi.contiguous(memory_format=torch.channels_last)
     wi = torch.randint(-128, 128, w.shape, generator=source, dtype=torch.int8)
+    wi = wi.contiguous(memory_format=torch.channels_last)  # as an integer layer keeps it
     pad = k // 2
     gx, gw = x.clone().requires_grad_(), w.clone().requires_grad_()
     grad = torch.randn_like(torch.nn.functional.conv2d(x, w, None, stride, pad))

@@ -58,14 +58,13 @@ def _table(columns: list[str], rows: list[list[Any]], title: str = "") -> None:
 
 
 def _progress(what: str) -> Callable[[Mapping[str, Any]], None]:
-    """Return a receiver that shows one line per epoch on a terminal."""
+    """Return a receiver that writes one line per epoch to standard error, in a log as well."""
 
     def show(row: Mapping[str, Any]) -> None:
-        if console.is_terminal:
-            numbers = ", ".join(
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
-            )
-            console.print(f"[dim]{what}: {numbers}[/dim]")
+        numbers = ", ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+        )
+        errors.print(f"{what}: {numbers}", style="dim")
 
     return show
 
@@ -152,7 +151,8 @@ def search(
     space
         A shipped space (hybrid-all, hybrid-shift, hybrid-adder, conv, digits) or a YAML file.
     data
-        ``digits``, a folder of IDX files, or a folder or zip of train/<class>/ and test/<class>/.
+        ``digits``, ``fashion-mnist`` (Debian's package), a folder of IDX files, or a folder or zip
+        of train/<class>/ and test/<class>/.
     strategy
         Evolution under a budget, NSGA-II (needs pymoo), or differentiable search.
     accelerator
@@ -172,7 +172,7 @@ def search(
     learning_rate
         Of the weights.
     size
-        Resize images of folders to this side.
+        Resize images of files to this side.
     seed
         Everything random derives from it.
     """
@@ -228,7 +228,7 @@ def train(
     learning_rate
         At the start of the cosine.
     size
-        Resize images of folders to this side.
+        Resize images of files to this side.
     seed
         Initialisation and order.
     """
@@ -239,6 +239,7 @@ def train(
         print(json.dumps(row))
     else:
         console.print(f"test accuracy {100 * row['test_accuracy']:.2f} %; {out / 'network.pt'}")
+        console.print(str(out / "training.html"))
     return 0
 
 
@@ -268,7 +269,7 @@ def quantize(
     adder_bits
         Of adder layers.
     size
-        Resize images of folders to this side.
+        Resize images of files to this side.
     """
     row = runs.quantize(run, data, (conv_bits, shift_bits, adder_bits), size)
     if as_json:

@@ -15,6 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts its files."""
+
 
 @dataclass(frozen=True)
 class LabelledImages:
@@ -108,8 +111,15 @@ def _idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
-def load_idx(folder: str | Path) -> tuple[LabelledImages, LabelledImages]:
-    """Read the four IDX files of MNIST or Fashion-MNIST, gzipped or not."""
+def load_idx(folder: str | Path, size: int | None = None) -> tuple[LabelledImages, LabelledImages]:
+    """Read the four IDX files of MNIST or Fashion-MNIST, gzipped or not.
+
+    Parameters
+    ----------
+    folder : path
+    size : int, optional
+        Side that the images are averaged down to (28 / size pixels each way become one).
+    """
     parts = []
     for stem in ("train", "t10k"):
         found = []
@@ -118,7 +128,11 @@ def load_idx(folder: str | Path) -> tuple[LabelledImages, LabelledImages]:
             if not names:
                 raise ValueError(f"data={str(folder)!r}: no file {stem}-{kind}-ubyte(.gz) in it")
             found.append(_idx(names[0]))
-        parts.append((found[0][:, None] / 255.0, found[1]))
+        images = found[0][:, None] / 255.0
+        if size is not None:
+            pooled = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(images), size)
+            images = pooled.numpy()
+        parts.append((images, found[1]))
     return _normalised(parts[0], parts[1])
 
 
@@ -166,12 +180,30 @@ def load_folder(
 def load(
     source: str, seed: int = 0, size: int | None = None
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Read a data set by name (``digits``) or by path: IDX files, or ``train``/``test`` folders."""
+    """Read a data set by name or by path.
+
+    Parameters
+    ----------
+    source : str
+        ``digits``, ``fashion-mnist`` (Debian's package dataset-fashion-mnist), a folder of IDX
+        files, or a folder or zip file of ``train/<class>/`` and ``test/<class>/``.
+    seed : int
+        Division of the digits.
+    size : int, optional
+        Side that images are resized to.
+    """
     if source == "digits":
         return load_digits(seed)
-    path = Path(source)
+    path = FASHION_MNIST if source == "fashion-mnist" else Path(source)
     if not path.exists():
-        raise ValueError(f"data={source!r}: neither 'digits' nor a folder or zip file")
+        if source == "fashion-mnist":
+            raise ValueError(
+                f"data='fashion-mnist': {FASHION_MNIST} is absent: install Debian's package "
+                "dataset-fashion-mnist, or give a folder with its four IDX files"
+            )
+        raise ValueError(
+            f"data={source!r}: neither 'digits', 'fashion-mnist' nor a folder or zip file"
+        )
     if path.is_dir() and any(path.glob("*-idx3-ubyte*")):
-        return load_idx(path)
+        return load_idx(path, size)
     return load_folder(path, size)

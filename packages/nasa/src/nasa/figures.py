@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from nasa._files import write_with
 from nasa.arch import Architecture
@@ -28,6 +29,7 @@ LEVEL_COLORS = dict(
         ("operation", *LEVELS), ("#20262e", "#8c3b3b", "#c98a3a", "#7fa650", "#4f86b8"), strict=True
     )
 )
+LEVEL_NAMES = {"dram": "DRAM", "noc": "NoC"}
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -46,12 +48,12 @@ def energy_stacks(results: Mapping[str, MappingResult]) -> Figure:
         )
         axes.bar(
             list(results), heights, bottom=bottom, color=LEVEL_COLORS[level], width=0.62,
-            label=level.replace("_", " "),
+            label=LEVEL_NAMES.get(level, level.replace("_", " ")),
         )  # fmt: skip
         bottom += heights
     for i, result in enumerate(results.values()):
         axes.text(
-            i, bottom[i] * 1.01, f"EDP {result.edp:.2f}", ha="center", va="bottom", fontsize=8
+            i, bottom[i] * 1.01, f"EDP {result.edp:.3g}", ha="center", va="bottom", fontsize=8
         )
     axes.set_ylabel("energy per input, mJ")
     axes.set_ylim(0, bottom.max() * 1.12)
@@ -97,6 +99,7 @@ def type_strip(architectures: Mapping[str, Architecture]) -> Figure:
                 axes.text(x + 0.47, y, text, ha="center", va="center", fontsize=7, color="white")
     axes.set_yticks(range(len(architectures)), list(architectures), fontsize=8)
     axes.invert_yaxis()
+    axes.set_xticks([x + 0.47 for x in range(cells)], [str(x) for x in range(cells)])
     axes.set_xlabel("cell", fontsize=8)
     axes.set_xlim(0, cells)
     axes.spines[:].set_visible(False)
@@ -119,14 +122,19 @@ def pareto(points: Sequence[Evaluated], front: Sequence[Evaluated]) -> Figure:
     )
     axes.scatter([p.edp for p in front], [100 * p.accuracy for p in front], s=28, color="#8c3b3b")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("EDP, 1e-6 J s (mapped)")
-    axes.set_ylabel("validation accuracy with shared weights, %")
+    axes.set_ylabel("validation accuracy, shared weights, %", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def loss_curves(histories: Mapping[str, History]) -> Figure:
-    """Training loss of pretraining runs; stages are shaded by the last one's."""
+def loss_curves(
+    histories: Mapping[str, History], label: str = "cross entropy, two random paths"
+) -> Figure:
+    """Training loss per epoch; stages of pretraining are shaded by the last run's."""
     figure = Figure(figsize=(5.6, 3.4))
     axes = figure.add_subplot()
     for name, history in histories.items():
@@ -142,8 +150,9 @@ def loss_curves(histories: Mapping[str, History]) -> Figure:
                 start - 0.4, 1.0, stages[start], rotation=20, fontsize=6.5, va="bottom",
                 transform=axes.get_xaxis_transform(),
             )  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
-    axes.set_ylabel("cross entropy, two random paths")
+    axes.set_ylabel(label)
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -177,6 +186,12 @@ def weight_histograms(model: nn.Module) -> Figure:
     return figure
 
 
+def _stacked(layer: str) -> str:
+    """Return "64,384,1x1/1,16" as three short lines."""
+    channels, filters, kernel, side = layer.split(",")
+    return f"{channels} to {filters}\n{kernel}\n{side} x {side}"
+
+
 def kernel_bars(rows: Sequence[Mapping[str, float | str]]) -> Figure:
     """Time of each kernel as a multiple of ``nn.Conv2d``'s on the same layer."""
     figure = Figure(figsize=(6.4, 3.2))
@@ -191,8 +206,9 @@ def kernel_bars(rows: Sequence[Mapping[str, float | str]]) -> Figure:
             at, [float(r[kind]) for r in rows], 0.8 / len(kinds), label=label, color=palette(i)
         )
     axes.axhline(1, color="black", lw=0.8)
-    axes.set_xticks(range(len(rows)), names, fontsize=8)
+    # channels, filters / kernel and stride / side, one below the other
+    axes.set_xticks(range(len(rows)), [_stacked(name) for name in names], fontsize=8)
     axes.set_ylabel("time / nn.Conv2d's time")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     axes.spines[["top", "right"]].set_visible(False)
     return figure

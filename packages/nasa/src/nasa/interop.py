@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ def to_scalesim(workload: Workload) -> str:
         height, width = (e - 1) * one.stride + r, (f - 1) * one.stride + s
         writer.writerow([layer.name, height, width, r, s, one.channels, one.filters, one.stride])
     return text.getvalue()
+
+
+def to_scalesim_layout(workload: Workload) -> str:
+    """Return the layout file that SCALE-Sim 3 asks for: no interleaving, one row per layer."""
+    header = ["Layer name", *(f"factor or order {i}" for i in range(1, 21))]
+    rows = [header, *([layer.name, *["1"] * 20] for layer in workload)]
+    return "".join(",".join(row) + ",\n" for row in rows)
 
 
 def to_timeloop(workload: Workload) -> str:
@@ -164,3 +172,44 @@ def read_lookup_table(path: str | Path) -> dict[str, dict[str, float]]:
     if not table:
         raise ValueError(f"table={str(path)!r} is empty")
     return table
+
+
+def rank_agreement(
+    first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]], cost: str
+) -> dict[str, float]:
+    """Return how alike two tables rank their common blocks.
+
+    Parameters
+    ----------
+    first, second : mapping
+        Costs by block name, then by cost name, as :func:`read_lookup_table` returns them.
+    cost : str
+        The cost to compare.
+
+    Returns
+    -------
+    dict
+        ``spearman``, ``kendall`` (tau-b), and ``blocks``, how many both tables hold.
+
+    Raises
+    ------
+    ValueError
+        If they share fewer than three blocks with that cost.
+
+    Examples
+    --------
+    >>> ours = {"a": {"ms": 1.0}, "b": {"ms": 2.0}, "c": {"ms": 9.0}}
+    >>> rank_agreement(ours, {"a": {"ms": 3}, "b": {"ms": 4}, "c": {"ms": 5}}, "ms")
+    {'spearman': 1.0, 'kendall': 1.0, 'blocks': 3}
+    """
+    from scipy.stats import kendalltau, spearmanr
+
+    names = [n for n in first if cost in first[n] and cost in second.get(n, {})]
+    if len(names) < 3:
+        raise ValueError(f"cost={cost!r}: the tables share {len(names)} blocks with it, need 3")
+    a, b = ([table[n][cost] for n in names] for table in (first, second))
+    return {
+        "spearman": round(float(spearmanr(a, b).statistic), 6),
+        "kendall": round(float(kendalltau(a, b).statistic), 6),
+        "blocks": len(names),
+    }

@@ -218,7 +218,7 @@ def _integer(
     module = native() if x.device.type == "cpu" else None
     if module is not None:
         x = x.contiguous(memory_format=torch.channels_last)
-        weight = weight.contiguous()
+        weight = weight.contiguous(memory_format=torch.channels_last)
         addresses = (x.data_ptr(), weight.data_ptr(), y.data_ptr())
         getattr(module, name)(z.numbers(), *addresses, torch.get_num_threads(), isa())
         return y

@@ -68,7 +68,8 @@ class QuantizedConv2d(nn.Module):
         super().__init__()
         self.kind, self.scale, self.weight_scale, self.bits = kind, scale, weight_scale, bits
         self.geometry = geometry
-        self.register_buffer("weight", weight)
+        # channels last, as the kernels read it: no copy is left for the forward pass
+        self.register_buffer("weight", weight.movedim(-3, -1).contiguous().movedim(-1, -3))
         self.register_buffer("exponents", exponents)
         self.register_buffer("bias", bias)
 

@@ -174,7 +174,7 @@ def write_search_report(run: Path) -> Path:
     except InfeasibleMappingError as error:
         sections.insert(1, Section("Mapping", f"The accelerator cannot run it: {error}"))
     lead = (
-        f"{data['strategy']} search in the space {architecture.space.name}, seed {settings.seed}."
+        f"Strategy {data['strategy']} in the space {architecture.space.name}, seed {settings.seed}."
     )
     write_report(run / "report.html", "Search", lead, sections)
     return run / "report.html"
@@ -204,7 +204,7 @@ def train(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train from scratch; write network.pt and training.json."""
+    """Train from scratch; write network.pt, training.json and the page training.html."""
     found = Architecture.load(architecture)
     train_set, test_set = load(data, seed, size)
     if tuple(train_set.images.shape[1:]) != found.space.image:
@@ -226,7 +226,22 @@ def train(
     save_checkpoint(out / "network.pt", state)
     found.save(out / "arch.json")
     write_text(out / "training.json", json.dumps(history.rows, indent=1) + "\n")
-    return history.rows[-1]
+    last = history.rows[-1]
+    curve = figures.loss_curves({"training": history}, "cross entropy")
+    figures.save(curve, out / "training.png")
+    figures.save(figures.type_strip({"network": found}), out / "network.png")
+    rows: list[list[Any]] = [
+        ["test accuracy", f"{100 * last['test_accuracy']:.2f} %"],
+        ["test cross entropy", f"{last['test_loss']:.4f}"],
+        ["parameters", sum(p.numel() for p in net.parameters())],
+        ["images, training and test", f"{len(train_set)}, {len(test_set)}"],
+    ]
+    section = Section(
+        "Training", str(found), ["figure", "value"], rows, ["training.png", "network.png"]
+    )
+    lead = f"{epochs} epochs on {Path(data).name}, learning rate {learning_rate:g}, seed {seed}."
+    write_report(out / "training.html", "Training", lead, [section])
+    return last
 
 
 def quantize(
