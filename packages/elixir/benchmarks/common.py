@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
 from elixir._files import write_text
@@ -12,6 +14,17 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="folder for the result")
     return parser
+
+
+def command(name: str) -> str:
+    """Return the command that was run, paths outside the package by their last part."""
+    words, rest = [], iter(sys.argv[1:])
+    for word in rest:
+        if word == "--out":
+            next(rest)
+        else:
+            words.append(Path(word).name if Path(word).is_absolute() else word)
+    return shlex.join(["python", f"benchmarks/{name}.py", *words, "--out", "benchmarks/results"])
 
 
 def write(
@@ -27,7 +40,7 @@ def write(
         "version": about["versions"]["elixir"],
         "benchmark": name,
         "title": title,
-        "command": f"python benchmarks/{name}.py --out benchmarks/results",
+        "command": command(name),
         "environment": about,
         "goals": goals,
         "tables": tables,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -78,6 +80,17 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> dict[str, An
     return {"title": title, "columns": columns, "rows": clean}
 
 
+def command(name: str) -> str:
+    """Return the command that was run, paths outside the package by their last part."""
+    words, rest = [], iter(sys.argv[1:])
+    for word in rest:
+        if word == "--out":
+            next(rest)
+        else:
+            words.append(Path(word).name if Path(word).is_absolute() else word)
+    return shlex.join(["python", f"benchmarks/{name}.py", *words, "--out", "benchmarks/results"])
+
+
 def write(
     out: Path,
     name: str,
@@ -93,7 +106,7 @@ def write(
         "version": version("perfeds2"),
         "benchmark": name,
         "title": title,
-        "command": f"python benchmarks/{name}.py --out benchmarks/results",
+        "command": command(name),
         "environment": describe(threads, ("torch", "numpy", "numba", *packages)),
         "goals": goals,
         "tables": tables,
