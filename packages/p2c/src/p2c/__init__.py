@@ -11,8 +11,11 @@ from .association import (
 from .captioner import Captioner, Captions, TagTransformerCaptioner
 from .config import PipelineConfig
 from .decode import beam_search, constrained_beam
+from .detector import RegionDetector
 from .errors import InputError, NotFiniteError
 from .hf import HFCaptioner
+from .hf_paraphrase import HFMaskedLM, T5SpanParaphraser
+from .negatives import WordSwaps
 from .paraphrase import MaskedLMParaphraser, SmallMaskedLM
 from .pipeline import Pipeline, PipelineResult
 from .rewards import RewardSum, WordCosines
@@ -27,20 +30,24 @@ __all__ = [
     "Distillation",
     "HFAssociation",
     "HFCaptioner",
+    "HFMaskedLM",
     "InputError",
     "MaskedLMParaphraser",
     "NotFiniteError",
     "Pipeline",
     "PipelineConfig",
     "PipelineResult",
+    "RegionDetector",
     "RewardSum",
     "SCSTLoss",
     "SelfParaphrase",
     "SmallAssociation",
     "SmallMaskedLM",
+    "T5SpanParaphraser",
     "TagTransformerCaptioner",
     "Vocabulary",
     "WordCosines",
+    "WordSwaps",
     "association_probability",
     "beam_search",
     "constrained_beam",

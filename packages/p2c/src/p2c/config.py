@@ -32,6 +32,14 @@ class PipelineConfig:
         Scenes per step; unpaired scenes per step in stages 1 and 2 (as many captioned ones).
     margin : float
         Of the swap gate.
+    proposals : int
+        Paraphrases per caption, of which the judge's favourite is gated (1 in the authors' code).
+    negatives : bool
+        Train judge and evaluator also on captions with one word swapped (see `WordSwaps`).
+    anchor : float
+        Weight of the KL divergence to the captioner before stage 1 where nothing is rewritten.
+    distil : float
+        Weight of stage 1's distillation beside the rewards of stage 2.
     choose : "argmax" or "sample"
         How the language model's word is taken.
     policy : "verb", "non-noun" or "all"
@@ -51,8 +59,15 @@ class PipelineConfig:
         How many of the samples are the greedy caption with an uncovered tag put in.
     keep_vivo : float
         Weight of the tag loss that goes on beside XE, so that XE does not undo it.
+    detector : "noisy", "trained" or "truth"
+        Where tags come from: the true ones with losses and confusions, a `RegionDetector` trained
+        on the unpaired scenes, or the true ones (an ablation: at test time they give it away).
     recall, confusion : float
-        Of the detector.
+        Of the noisy detector.
+    detector_steps : int
+        Optimiser steps of the trained one.
+    unseen_style : bool
+        Also caption the test scenes drawn with Noto Color Emoji, where the system has it.
     ablations : bool
         Also train XE without tags, and XE with tags without VIVO.
     checkpoint_every : int
@@ -80,6 +95,10 @@ class PipelineConfig:
     batch: int = 80
     rl_batch: int = 48
     margin: float = 0.1
+    proposals: int = 4
+    negatives: bool = True
+    anchor: float = 1.0
+    distil: float = 0.0
     choose: Literal["argmax", "sample"] = "sample"
     policy: Literal["verb", "non-noun", "all"] = "verb"
     average: Literal["masked", "accepted"] = "accepted"
@@ -94,14 +113,17 @@ class PipelineConfig:
     kl: float = 0.0
     explore: int = 2
     keep_vivo: float = 0.5
+    detector: Literal["noisy", "trained", "truth"] = "noisy"
     recall: float = 0.9
     confusion: float = 0.05
+    detector_steps: int = 200
+    unseen_style: bool = False
     ablations: bool = True
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("paired", "unpaired", "judged", "corpus", "test", "batch", "samples"):
+        for name in ("paired", "unpaired", "judged", "corpus", "test", "batch", "samples", "proposals"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("lr", "stage1_lr", "stage2_lr"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
@@ -117,6 +139,12 @@ class PipelineConfig:
             "baseline",
             self.baseline,
             "greedy, loo, group",
+        )
+        require(
+            self.detector in ("noisy", "trained", "truth"),
+            "detector",
+            self.detector,
+            "noisy, trained or truth",
         )
         require(
             self.average in ("masked", "accepted"), "average", self.average, "masked or accepted"
@@ -153,6 +181,8 @@ class PipelineConfig:
                 "explore": 0,
                 "cider": 1.0,
                 "choose": "argmax",
+                "proposals": 1,
+                "anchor": 0.0,
                 "average": "masked",
                 "normalize": "mean",
             },

@@ -17,16 +17,25 @@ from torch import Tensor, nn
 from .association import SmallAssociation
 from .captioner import TagTransformerCaptioner
 from .config import PipelineConfig
+from .detector import RegionDetector
 from .errors import NotFiniteError, require
 from .files import load_tensors, save_tensors
 from .metrics import CiderD
+from .negatives import WordSwaps
 from .paraphrase import MaskedLMParaphraser, SmallMaskedLM, lexicon_tagger
 from .rewards import WordCosines
 from .rl import SCSTLoss
-from .scenes import RegionFeaturizer, Scenes, check_held_out, make_corpus, make_scenes
+from .scenes import (
+    RegionFeaturizer,
+    Scenes,
+    check_held_out,
+    make_corpus,
+    make_scenes,
+    unseen_font,
+)
 from .stages import Batch, Distillation, SelfParaphrase, vivo_loss, xe_loss
 from .vocabulary import PAD, SEP, UNK
-from .world import GENERIC, NAMES, RICH_VERBS, SYNONYMS, world_vocabulary
+from .world import GENERIC, NAMES, RICH_VERBS, SWAPPABLE, SYNONYMS, THINGS, world_vocabulary
 
 Say = Callable[[str], None]
 FEATURES = 64 + 6
@@ -53,8 +62,10 @@ class PipelineResult:
     ----------
     captions : dict
         Arm ("no tags", "XE", "VIVO + XE", "stage 1", "stage 2") to one greedy caption per scene.
-    test : Scenes
-        The test scenes.
+    test, unseen : Scenes
+        The test scenes, and the same ones in a style that nothing was trained on (None without it).
+    unseen_captions : dict
+        As ``captions``, of those.
     captioner : TagTransformerCaptioner
         After the last stage.
     evaluator_hits : dict
@@ -72,6 +83,8 @@ class PipelineResult:
     config: PipelineConfig
     captions: dict[str, list[str]] = field(default_factory=dict)
     test: Scenes | None = None
+    unseen: Scenes | None = None
+    unseen_captions: dict[str, list[str]] = field(default_factory=dict)
     captioner: TagTransformerCaptioner | None = None
     evaluator_hits: dict[str, list[float]] = field(default_factory=dict)
     judge_scores: dict[str, list[float]] = field(default_factory=dict)
@@ -106,21 +119,25 @@ class Pipeline:
 
     def _prepare(self) -> None:
         c = self.config
-        noise: dict[str, Any] = {"recall": c.recall, "confusion": c.confusion}
+        noisy = c.detector == "noisy"
+        noise: dict[str, Any] = {
+            "recall": c.recall if noisy else 1.0,
+            "confusion": c.confusion if noisy else 0.0,
+        }
         self.paired = make_scenes(c.paired, c.seed * 10 + 1, references=3, **noise)
         check_held_out([r for refs in self.paired.references for r in refs])
         mix = (0.3, 0.4, 0.3)
         self.unpaired = make_scenes(c.unpaired, c.seed * 10 + 2, mix, **noise)
-        self.test = make_scenes(c.test, c.seed * 10 + 3, mix, rich=0.7, references=5, **noise)
-        self.featurizer = RegionFeaturizer.fit(self.unpaired.crops)
-        self.data = {
-            name: (self._tags(s.tags), self.featurizer(s))
-            for name, s in (
-                ("paired", self.paired),
-                ("unpaired", self.unpaired),
-                ("test", self.test),
+        drawn: dict[str, Any] = {"rich": 0.7, "references": 5, **noise}
+        self.test = make_scenes(c.test, c.seed * 10 + 3, mix, **drawn)
+        self.scenes = {"paired": self.paired, "unpaired": self.unpaired, "test": self.test}
+        font = unseen_font() if c.unseen_style else None
+        if font is not None:
+            self.scenes["unseen"] = make_scenes(
+                c.test, c.seed * 10 + 3, mix, font=str(font), **drawn
             )
-        }
+        self.featurizer = RegionFeaturizer.fit(self.unpaired.crops)
+        self.data = {name: (self._tags(s.tags), self.featurizer(s)) for name, s in self.scenes.items()}
         length = c.max_length
         self.refs = torch.stack(
             [self.vocabulary.encode_all(r, length) for r in self.paired.references]
@@ -242,9 +259,11 @@ class Pipeline:
         say("rendering scenes")
         begin = time.perf_counter()
         self._prepare()
+        if c.detector == "trained":
+            self._detect(say)
         seconds = {"scenes": time.perf_counter() - begin}
         self._scorers(say)
-        result = PipelineResult(c, test=self.test)
+        result = PipelineResult(c, test=self.test, unseen=self.scenes.get("unseen"))
         self.result = result
 
         if c.ablations:
@@ -273,6 +292,24 @@ class Pipeline:
         result.curves["rewards"] = self.state.get("rewards", [])
         result.seconds = seconds
         return result
+
+    def _detect(self, say: Say) -> None:
+        """Train the detector on the unpaired scenes' regions; its tags replace the true ones."""
+        c = self.config
+        self._init("detector")
+        net = RegionDetector([t.word for t in THINGS])
+        number = {word: k for k, word in enumerate(net.labels)}
+        events = self.unpaired.events
+        truth = torch.tensor([[number[e.first.word], number[e.second.word]] for e in events])
+
+        def loss(g: torch.Generator) -> Tensor:
+            index = self._pick(c.unpaired, c.batch, g)
+            return net.loss(self.unpaired.crops[index].flatten(0, 1), truth[index].flatten())
+
+        self._train("detector", net, c.detector_steps, c.lr, loss, say)
+        for name, scenes in self.scenes.items():
+            scenes.tags = net.detect(scenes.crops)
+            self.data[name] = (self._tags(scenes.tags), self.data[name][1])
 
     def _scorers(self, say: Say) -> None:
         """Train the language model, the judge, and the evaluator that no stage uses."""
@@ -311,10 +348,12 @@ class Pipeline:
         stream = make_scenes(c.judged, seed, (0.55, 0.35, 0.1), rich=0.75, style=style)
         texts = [refs[0] for refs in stream.references]
         ids = self.vocabulary.encode_all(texts, c.max_length + 2)
+        swaps = WordSwaps(self.vocabulary, SWAPPABLE, keep=(GENERIC,))
 
         def loss(g: torch.Generator) -> Tensor:
             index = self._pick(c.judged, c.batch, g)
-            return net.loss(stream.images[index], ids[index])
+            wrong = swaps(ids[index], g) if c.negatives else None
+            return net.loss(stream.images[index], ids[index], wrong)
 
         return loss
 
@@ -371,9 +410,16 @@ class Pipeline:
             self.lm, self.vocabulary, tagger, policy=c.policy, choose=c.choose
         )
 
+    def _distillation(self, net: TagTransformerCaptioner) -> Distillation:
+        c = self.config
+        anchor = copy.deepcopy(net).requires_grad_(False) if c.anchor else None
+        return Distillation(
+            self.paraphraser(), self.judge, c.margin, c.average, c.proposals, anchor, c.anchor
+        )
+
     def _stage1(self, net: TagTransformerCaptioner, say: Say) -> None:
         c = self.config
-        distil = Distillation(self.paraphraser(), self.judge, c.margin, c.average)
+        distil = self._distillation(net)
         if "stage 1" not in self.state["done"] and self.state.get("stage") != "stage 1":
             self.state["proposals"] = [vars(a) for a in self._proposals(net, distil)]
         self.result.paraphrases = [Accepted(**a) for a in self.state.get("proposals", [])]
@@ -430,6 +476,7 @@ class Pipeline:
             c.kl,
             copy.deepcopy(net).requires_grad_(False) if c.kl else None,
         )
+        distil = self._distillation(net)
 
         def loss(g: torch.Generator) -> Tensor:
             free = self._batch("unpaired", self._pick(c.unpaired, c.rl_batch, g))
@@ -437,20 +484,27 @@ class Pipeline:
             total = stage.half(net, free, False, g)
             if c.cider or c.association:
                 total = total + stage.half(net, taught, True, g)
+            if c.distil:
+                total = total + 2 * c.distil * distil.loss(net, free, g)
             self.state.setdefault("rewards", []).extend(stage.log.log)
             stage.log.log.clear()
             return total / 2
 
         self._train("stage 2", net, c.stage2_steps, c.stage2_lr, loss, say, cosine=False)
 
+    def _greedy(self, net: TagTransformerCaptioner, name: str, tags: bool) -> Tensor:
+        known, regions = self.data[name]
+        memory = net.encode(known if tags else torch.zeros_like(known), regions)
+        return net.generate(memory, greedy=True).ids[:, 0]
+
     @torch.no_grad()
     def _record(self, arm: str, net: TagTransformerCaptioner, *, tags: bool = True) -> None:
         """Caption the test scenes greedily and let both association models look at them."""
-        known, regions = self.data["test"]
-        memory = net.encode(known if tags else torch.zeros_like(known), regions)
-        ids = net.generate(memory, greedy=True).ids[:, 0]
+        ids = self._greedy(net, "test", tags)
         r = self.result
         r.captions[arm] = self.vocabulary.decode_all(ids)
+        if "unseen" in self.data:
+            r.unseen_captions[arm] = self.vocabulary.decode_all(self._greedy(net, "unseen", tags))
         for model, scores in (
             (self.judge, r.judge_scores),
             (self.evaluator, r.evaluator_scores),

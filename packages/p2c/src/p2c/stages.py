@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .association import AssociationModel, association_probability, swap_gate
 from .captioner import Captions, Memory, TagTransformerCaptioner
 from .metrics import CiderD
-from .paraphrase import MaskedLMParaphraser
+from .paraphrase import Paraphraser
 from .rewards import RewardSum, WordCosines, sample_association
 from .rl import SCSTLoss, kl_penalty
 from .vocabulary import MASK, PAD, SEP, UNK
@@ -92,7 +92,7 @@ class Distillation:
 
     Parameters
     ----------
-    paraphraser : MaskedLMParaphraser
+    paraphraser : Paraphraser
         Proposes.
     judge : AssociationModel
         Accepts by `swap_gate`.
@@ -100,12 +100,20 @@ class Distillation:
         Of the gate.
     average : "masked" or "accepted"
         Denominator of the loss: all masked places (as the authors have it), or accepted ones.
+    proposals : int
+        Paraphrases asked for per caption (1 in the authors' code); the one of highest A is gated.
+    anchor : TagTransformerCaptioner, optional
+        A frozen captioner whose distribution is kept where nothing is rewritten, by a KL divergence
+        of weight ``anchor_weight``: distillation of one word otherwise blurs the objects.
     """
 
-    paraphraser: MaskedLMParaphraser
+    paraphraser: Paraphraser
     judge: AssociationModel
     margin: float = 0.1
     average: str = "masked"
+    proposals: int = 1
+    anchor: TagTransformerCaptioner | None = None
+    anchor_weight: float = 1.0
     proposed: int = 0
     accepted: int = 0
     without_verb: int = 0
@@ -120,9 +128,24 @@ class Distillation:
             return None
         with torch.no_grad():
             text = self.judge.encode_text(greedy)
-            new = self.judge.encode_text(found.ids)
             before = association_probability(batch.vectors, text, self.judge.scale)
-            after = association_probability(batch.vectors, text, self.judge.scale, swapped=new)
+
+            def judged(ids: Tensor) -> Tensor:
+                new = self.judge.encode_text(ids)
+                return association_probability(
+                    batch.vectors, text, self.judge.scale, swapped=new
+                )
+
+            after = judged(found.ids)
+            for _ in range(self.proposals - 1):
+                other = self.paraphraser.propose(greedy, generator)
+                assert other is not None  # the same captions: the same words may be rewritten
+                score = judged(other.ids)
+                better = score > after
+                after = torch.where(better, score, after)
+                for name in ("masked", "ids", "teacher"):
+                    kept = torch.where(better[:, None], getattr(other, name), getattr(found, name))
+                    setattr(found, name, kept)
         changed = (found.teacher != PAD).any(1)
         keep = swap_gate(before, after, self.margin) & changed
         self.proposed += int(changed.sum())
@@ -134,18 +157,30 @@ class Distillation:
     def loss(
         self, captioner: TagTransformerCaptioner, batch: Batch, generator: torch.Generator
     ) -> Float[Tensor, ""]:
-        """Return the cross-entropy of accepted words at their places; 0 if there is none."""
+        """Return the cross-entropy of accepted words at their places; 0 if there is none.
+
+        With an ``anchor``, its distribution is kept at all other places of the captions.
+        """
         memory = batch.encode(captioner)
         greedy = captioner.generate(memory, greedy=True).ids[:, 0]
         found = self.propose(greedy, batch, generator)
-        if found is None or not bool((found[2] != PAD).any()):
+        if found is None:
             return memory.states.sum() * 0.0
         masked, _, teacher, _, _ = found
         logs = captioner.masked_logits(memory, masked[:, None])[:, 0].log_softmax(-1)
         keep = teacher != PAD
-        total = F.nll_loss(logs[keep], teacher[keep], reduction="sum")
         count = keep.sum() if self.average == "accepted" else (masked == MASK).sum()
-        return total / count
+        total = F.nll_loss(logs[keep], teacher[keep], reduction="sum") / count.clamp(min=1)
+        if self.anchor is None:
+            return total
+        with torch.no_grad():
+            old = self.anchor.masked_logits(batch.encode(self.anchor), greedy[:, None])
+        places = (greedy != PAD) & (masked != MASK)
+        new = captioner.masked_logits(memory, greedy[:, None])[:, 0][places].log_softmax(-1)
+        there = torch.isfinite(new)
+        before = old[:, 0][places].log_softmax(-1)
+        gap = before.exp() * torch.where(there, before - new, torch.zeros_like(new))
+        return total + self.anchor_weight * gap.nan_to_num(0.0).sum(-1).mean()
 
 
 @dataclass

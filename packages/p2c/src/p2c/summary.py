@@ -67,6 +67,18 @@ def summarize(result: PipelineResult) -> dict[str, Arm]:
     return arms
 
 
+def unseen_f1(result: PipelineResult) -> dict[str, NovelF1]:
+    """Return the novel F1 of every arm on the same scenes in a style nothing was trained on."""
+    if result.unseen is None:
+        return {}
+    refs = dict(enumerate(result.unseen.references))
+    novel = {word: list(NAMES[word]) for word in HELD_OUT}
+    return {
+        name: novel_f1(dict(enumerate(captions)), refs, novel, resamples=300)
+        for name, captions in result.unseen_captions.items()
+    }
+
+
 def _twice(words: list[str], names: dict[str, list[str]]) -> bool:
     nouns = [w for w in words if w in names]
     return len(set(nouns)) < len(nouns)
