@@ -6,11 +6,14 @@ import pytest
 import torch
 from p2c import (
     HFAssociation,
+    InputError,
     MaskedLMParaphraser,
+    OpenClipAssociation,
     RewardSum,
     SmallAssociation,
     SmallMaskedLM,
     Vocabulary,
+    WordSwaps,
     association_probability,
     swap_gate,
 )
@@ -80,6 +83,62 @@ def test_equals_clip_of_transformers():
     expected = 0.5 * (logits.softmax(1).diagonal() + logits.softmax(0).diagonal())
     got = association_probability(judge.encode_image(pixels), judge.encode_text(ids), judge.scale)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_equals_clip_of_open_clip():
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
+    torch.manual_seed(0)
+    model = open_clip.CLIP(
+        embed_dim=8,
+        vision_cfg={"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1},
+        text_cfg={"context_length": 6, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1},
+    )
+    judge = OpenClipAssociation(model)
+    pixels, ids = torch.randn(4, 3, 16, 16), torch.randint(1, 19, (4, 6))
+    ids[:, -1] = 19  # the end of the text has the highest number
+    with torch.no_grad():
+        logits, _ = model.get_logits(pixels, ids)
+    expected = 0.5 * (logits.softmax(1).diagonal() + logits.softmax(0).diagonal())
+    got = association_probability(judge.encode_image(pixels), judge.encode_text(ids), judge.scale)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_open_clip_refuses_other_models():
+    with pytest.raises(InputError, match="a CLIP model of open_clip"):
+        OpenClipAssociation(torch.nn.Linear(2, 2))
+
+
+def test_hard_negatives_swap_one_word_and_never_a_synonym():
+    v = Vocabulary(["a", "zebra", "bus", "couch", "sofa", "sits", "hides", "stands"])
+    swaps = WordSwaps(
+        v, [[["sits"], ["hides"], ["stands"]], [["zebra"], ["bus"], ["couch", "sofa"]]], ["stands"]
+    )
+    ids = v.encode_all(["a zebra sits a couch", "a sofa stands", ""] * 40, 6)
+    made = swaps(ids, torch.Generator().manual_seed(0))
+    for row, (verb, noun) in enumerate(zip(v.decode_all(made[:, 0]), v.decode_all(made[:, 1]))):
+        kind = row % 3
+        if kind == 0:
+            assert verb in ("a zebra hides a couch", "a zebra stands a couch")
+            changed = [(a, b) for a, b in zip("a zebra sits a couch".split(), noun.split()) if a != b]
+            assert len(changed) == 1
+            assert changed[0] not in {("couch", "sofa")}
+        if kind == 1:
+            assert verb == ""  # any verb might be the truth where a person said "stands"
+            assert noun in ("a zebra stands", "a bus stands")
+        if kind == 2:
+            assert (verb, noun) == ("", "")
+
+
+def test_the_judge_learns_what_its_negatives_swap():
+    """Two images that differ by their verb only: contrast needs the negatives to tell them apart."""
+    torch.manual_seed(0)
+    net = SmallAssociation(9, 3, dim=16, width=8, text_layers=0, size=16)
+    images, ids = torch.rand(2, 3, 16, 16), torch.tensor([[5, 6, 0], [7, 8, 0]])
+    wrong = torch.tensor([[[5, 8, 0], [0, 0, 0]], [[0, 0, 0], [7, 6, 0]]])
+    plain, hard = net.loss(images, ids), net.loss(images, ids, wrong)
+    assert float(hard) > float(plain)
+    none = net.loss(images, ids, torch.zeros_like(wrong))
+    assert float(none) == pytest.approx(float(plain), rel=1e-6)
 
 
 @pytest.mark.parametrize("layers", [0, 1])

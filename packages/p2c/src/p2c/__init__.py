@@ -4,6 +4,7 @@ from . import metrics
 from .association import (
     AssociationModel,
     HFAssociation,
+    OpenClipAssociation,
     SmallAssociation,
     association_probability,
     swap_gate,
@@ -34,6 +35,7 @@ __all__ = [
     "InputError",
     "MaskedLMParaphraser",
     "NotFiniteError",
+    "OpenClipAssociation",
     "Pipeline",
     "PipelineConfig",
     "PipelineResult",

@@ -217,3 +217,40 @@ class HFAssociation:
         """Return unit vectors of captions."""
         pooled = self.model.text_model(input_ids=ids).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
+
+
+class OpenClipAssociation:
+    """A CLIP model of ``open_clip`` as judge; captions are its tokenizer's numbers.
+
+    Parameters
+    ----------
+    model : open_clip.CLIP or CustomTextCLIP
+        Nothing is downloaded: load the weights before.
+
+    Raises
+    ------
+    InputError
+        The model has no image and text towers with a scale.
+    """
+
+    def __init__(self, model: Any) -> None:
+        whole = all(hasattr(model, n) for n in ("encode_image", "encode_text", "logit_scale"))
+        require(whole, "model", type(model).__name__, "a CLIP model of open_clip")
+        self.model = model.eval()
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosines."""
+        return torch.as_tensor(self.model.logit_scale.exp())
+
+    @torch.no_grad()
+    def encode_image(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Return unit vectors of pixels that went through the model's own transform."""
+        return F.normalize(self.model.encode_image(images), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
+        """Return unit vectors of captions."""
+        return F.normalize(self.model.encode_text(ids), dim=-1)
