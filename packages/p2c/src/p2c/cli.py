@@ -26,6 +26,9 @@ app = cyclopts.App(
     - `p2c pipeline --config run.yaml --out run/ --resume`
     - `p2c evaluate preds.json --refs refs.json --novel novel.yaml --html report.html`
     - `p2c caption picture.png --checkpoint run/captioner.pt --tags zebra,bus --constrain zebra`
+    - `p2c score picture.png "a zebra sits on a bus" --checkpoint run/captioner.pt --tags zebra,bus`
+    - `p2c explain 17 --run run/`
+    - `p2c train stage1 --preset tiny --out run/`
     - `p2c ablate --grid association,coverage,repetition --out ablation/`
     - `p2c data make --count 100 --out scenes/`
 
@@ -112,6 +115,8 @@ def pipeline(
     featurizer = {k: getattr(run.featurizer, k) for k in ("mean", "basis", "spread")}
     state = {
         "captioner": result.captioner.state_dict(),
+        "judge": run.judge.state_dict(),
+        "lm": run.lm.state_dict(),
         "featurizer": featurizer,
         "config": settings.as_dict(),
     }
@@ -126,6 +131,7 @@ def pipeline(
             "cider": {k: a.cider for k, a in arms.items()},
         },
     )
+    write_json(out / "paraphrases.json", [vars(a) for a in result.paraphrases])
     write_run_report(out, result, arms)
     for title, arm_ in arms.items():
         print(f"{title}: novel F1 {arm_.novel.macro}, CIDEr in {arm_.cider.get('in', 0):.2f}")
@@ -220,6 +226,8 @@ def caption(
     tags: str = "",
     beam: int = 5,
     constrain: str = "",
+    objects: Path | None = None,
+    html: Path | None = None,
 ) -> None:
     """Caption pictures of one scene each, with a captioner that `p2c pipeline` trained.
 
@@ -238,11 +246,206 @@ def caption(
         Width of the search.
     constrain
         Objects that the caption must name.
+    objects
+        YAML file with new objects, a line each, `settee: couch` or `unicorn: a horse with a hat`:
+        they can be tags and constraints at once, without training.
+    html
+        Also write a page with the pictures.
     """
     from .inference import caption_images
+    from .new_objects import read_objects
+    from .report import Section, write_report
 
-    for path, text in zip(images, caption_images(images, checkpoint, tags, beam, constrain)):
+    new = read_objects(objects) if objects else {}
+    found = caption_images(images, checkpoint, tags, beam, constrain, new)
+    for path, text in zip(images, found):
         print(f"{path}: {text}")
+    if html is not None:
+        sections = [
+            Section(f"{path.name}: {text or 'no caption meets the constraints'}",
+                    figures=[_copy_picture(path, html.parent, n)])
+            for n, (path, text) in enumerate(zip(images, found))
+        ]  # fmt: skip
+        lead = f"Beam {beam}; tags: {tags or 'none'}; must name: {constrain or 'nothing'}."
+        write_report(html, "Captions", lead, sections)
+
+
+def _copy_picture(path: Path, folder: Path, number: int = 0) -> str:
+    """Write a picture beside a page, large enough to be seen; return its name."""
+    import io
+
+    from PIL import Image
+
+    from .files import write_atomic
+    from .formats import read_image
+
+    pixels = (read_image(path, 48).transpose(1, 2, 0) * 255).round().astype("uint8")
+    large = Image.fromarray(pixels).resize((288, 288), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    large.save(buffer, "png")
+    name = f"picture_{number}.png"
+    write_atomic(folder / name, lambda file: file.write(buffer.getvalue()))
+    return name
+
+
+@app.command
+def score(
+    image: Path,
+    text: str,
+    /,
+    *,
+    checkpoint: Path,
+    tags: str = "",
+    refs: Annotated[list[str] | None, Parameter(negative=())] = None,
+    json: bool = False,
+    html: Path | None = None,
+) -> None:
+    """Show every reward term of a caption of a picture.
+
+    Example: `p2c score a.png "a zebra sits on a bus" --checkpoint run/captioner.pt --tags zebra,bus`
+
+    Parameters
+    ----------
+    image
+        Picture.
+    text
+        Caption.
+    checkpoint
+        captioner.pt of `p2c pipeline`.
+    tags
+        Objects, as a detector would name them; without them the coverage is 0.
+    refs
+        Reference captions; without them there is no CIDEr.
+    json
+        Print JSON.
+    html
+        Also write a page.
+    """
+    import json as encoder
+
+    from .inference import score_caption, split_words
+    from .report import Section, write_report
+
+    found = score_caption(image, text, checkpoint, split_words(tags), refs or ())
+    if json:
+        print(encoder.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name}: {value:.4f}")
+    if html is not None:
+        says = {
+            "association": "probability of retrieval among 48 scenes and captions, at most 0.8",
+            "cosine": "of the judge's vectors",
+            "coverage": "tags matched to words, at most 0.6",
+            "repetition": "1 for words that do not resemble one another, at most 0.5",
+            "fluency": "mean log-probability of each word by the language model",
+            "cider": "against the given references, 0 to 10",
+        }
+        rows = [(name, f"{value:.4f}", says[name]) for name, value in found.items()]
+        section = Section(text, columns=("term", "value", "what"), rows=rows,
+                          figures=[_copy_picture(image, html.parent)])  # fmt: skip
+        lead = f"{image.name}; tags: {tags or 'none'}."
+        write_report(html, "Reward terms of a caption", lead, [section])
+
+
+@app.command
+def explain(scene: int, /, *, run: Path, html: Path | None = None) -> None:
+    """Show what stage 1 proposed for an unpaired scene, and whether the gate took it.
+
+    Example: `p2c explain 17 --run run/`
+
+    Parameters
+    ----------
+    scene
+        Number of the scene.
+    run
+        Folder of `p2c pipeline`.
+    html
+        Also write a page with the scene.
+    """
+    import io
+
+    from PIL import Image
+
+    from .config import PipelineConfig
+    from .files import read_json, write_atomic
+    from .report import Section, write_report
+    from .scenes import make_scenes
+
+    found = read_json(run / "paraphrases.json", "run")
+    settings = read_json(run / "run.json", "run")
+    asked = {row["scene"]: row for row in found}
+    some = ", ".join(map(str, list(asked)[:8]))
+    require(scene in asked, "scene", scene, f"a scene that was asked about: {some}, ...")
+    row = asked[scene]
+    config = PipelineConfig.from_dict(settings["config"])
+    words = row["before"].split(), row["after"].split()
+    masked = " ".join("[MASK]" if a != b else a for a, b in zip(*words))
+    gain, verdict = row["a_after"] - row["a_before"], "yes" if row["accepted"] else "no"
+    rows = [
+        ("greedy caption", row["before"]),
+        ("masked", masked),
+        ("paraphrase", row["after"]),
+        ("A before", f"{row['a_before']:.4f}"),
+        ("A after", f"{row['a_after']:.4f}"),
+        ("gain", f"{gain:.4f}; the margin is {config.margin}"),
+        ("accepted", verdict),
+        ("true verb", row["true_verb"]),
+    ]
+    for name, value in rows:
+        print(f"{name}: {value}")
+    if html is not None:
+        scenes = make_scenes(scene + 1, config.seed * 10 + 2, (0.3, 0.4, 0.3), **config.noise)
+        pixels = (scenes.images[scene].numpy().transpose(1, 2, 0) * 255).round().astype("uint8")
+        large = Image.fromarray(pixels).resize((288, 288), Image.Resampling.NEAREST)
+        buffer = io.BytesIO()
+        large.save(buffer, "png")
+        write_atomic(html.parent / "scene.png", lambda file: file.write(buffer.getvalue()))
+        section = Section(f"Scene {scene}", columns=("", ""), rows=rows, figures=["scene.png"])
+        write_report(html, "A paraphrase and its judgement", run.name, [section])
+
+
+@app.command
+def train(
+    stage: str,
+    /,
+    *,
+    out: Path,
+    preset: str | None = None,
+    config: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Train up to one stage: lm, judge, vivo, xe, stage1 or stage2; `p2c pipeline --resume` goes on.
+
+    Under `torchrun --nproc-per-node 2 -m p2c.cli train ...` the captioner's steps are shared between
+    processes; the gate sees the captions of all of them. Example:
+    `p2c train stage1 --preset tiny --out run/`
+
+    Parameters
+    ----------
+    stage
+        The last one to train; those that it builds on are trained before, or read with --resume.
+    out
+        Folder of the checkpoint.
+    preset
+        tiny, small, paper-text or official-script.
+    config
+        YAML file with settings, instead of a preset.
+    resume
+        Go on from the checkpoint in `out`.
+    """
+    from .config import PipelineConfig
+    from .distributed import processes
+    from .pipeline import Pipeline
+
+    require(preset is None or config is None, "preset", preset, "either --preset or --config")
+    settings = (
+        PipelineConfig.from_yaml(config) if config else PipelineConfig.preset(preset or "tiny")
+    )
+    with processes() as first:
+        Pipeline(settings).train(stage, out, resume=resume, say=_say)
+        if first:
+            print(f"{stage} is trained: {out / 'checkpoint.pt'}")
 
 
 @app.command

@@ -151,6 +151,15 @@ class PipelineConfig:
         )
         require(self.normalize in ("sum", "mean"), "normalize", self.normalize, "sum or mean")
 
+    @property
+    def noise(self) -> dict[str, float]:
+        """Recall and confusion of the tags that scenes come with (the truth unless "noisy")."""
+        noisy = self.detector == "noisy"
+        return {
+            "recall": self.recall if noisy else 1.0,
+            "confusion": self.confusion if noisy else 0.0,
+        }
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> PipelineConfig:
         """Return a preset: ``tiny``, ``small``, or ``tiny`` with the rewards of a source.

@@ -18,6 +18,7 @@ from .association import SmallAssociation
 from .captioner import TagTransformerCaptioner
 from .config import PipelineConfig
 from .detector import RegionDetector
+from .distributed import average_gradients, everywhere, part, world
 from .errors import NotFiniteError, require
 from .files import load_tensors, save_tensors
 from .metrics import CiderD
@@ -39,6 +40,7 @@ from .world import GENERIC, NAMES, RICH_VERBS, SWAPPABLE, SYNONYMS, THINGS, worl
 
 Say = Callable[[str], None]
 FEATURES = 64 + 6
+JUDGE_WIDTH = 24
 
 
 @dataclass
@@ -94,6 +96,21 @@ class PipelineResult:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+# what `train` calls a stage -> the last module that it trains
+STAGES = {
+    "lm": "LM",
+    "judge": "evaluator",
+    "vivo": "VIVO",
+    "xe": "VIVO + XE",
+    "stage1": "stage 1",
+    "stage2": "stage 2",
+}
+
+
+class _Reached(Exception):  # noqa: N818 (no error: the wanted stage is done)
+    pass
+
+
 class Pipeline:
     """Language model, judge, evaluator, tag pre-training, XE, stage 1 and stage 2.
 
@@ -109,6 +126,7 @@ class Pipeline:
         self.nouns = [*NAMES, *(s for names in SYNONYMS.values() for s in names)]
         self.state: dict[str, Any] = {}
         self.checkpoint: Path | None = None
+        self.until = ""
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Pipeline:
@@ -119,11 +137,7 @@ class Pipeline:
 
     def _prepare(self) -> None:
         c = self.config
-        noisy = c.detector == "noisy"
-        noise: dict[str, Any] = {
-            "recall": c.recall if noisy else 1.0,
-            "confusion": c.confusion if noisy else 0.0,
-        }
+        noise = c.noise
         self.paired = make_scenes(c.paired, c.seed * 10 + 1, references=3, **noise)
         check_held_out([r for refs in self.paired.references for r in refs])
         mix = (0.3, 0.4, 0.3)
@@ -174,6 +188,7 @@ class Pipeline:
         curve: list[float] = []
         if stage in done:
             net.load_state_dict(done[stage]["net"])
+            self._stop_after(stage)
             return
         assert loss_of is not None
         begin = time.perf_counter()
@@ -191,7 +206,7 @@ class Pipeline:
             for group in optimizer.param_groups:
                 group["lr"] = lr * scale * min(1.0, (step + 1) / 20)
             loss = loss_of(self._generator(stage, step))
-            if not bool(torch.isfinite(loss)):
+            if not everywhere(bool(torch.isfinite(loss))):
                 bad += 1
                 if bad >= 20:
                     raise NotFiniteError(f"{stage}: 20 losses were not finite; lower lr = {lr}")
@@ -199,6 +214,7 @@ class Pipeline:
             optimizer.zero_grad()
             if loss.requires_grad:
                 loss.backward()
+                average_gradients(parameters)
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
             curve.append(float(loss.detach()))
@@ -221,9 +237,14 @@ class Pipeline:
         for key in ("stage", "net", "optimizer", "step", "curve"):
             self.state.pop(key, None)
         self._save()
+        self._stop_after(stage)
+
+    def _stop_after(self, stage: str) -> None:
+        if stage == self.until:
+            raise _Reached
 
     def _save(self) -> None:
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and world()[0] == 0:
             config = self.config.with_(checkpoint_every=0).as_dict()
             save_tensors(self.checkpoint, {**self.state, "config": config})
 
@@ -231,6 +252,27 @@ class Pipeline:
         return torch.randperm(count, generator=g)[:size]
 
     # ---- the run -------------------------------------------------------------------------
+
+    def train(
+        self, stage: str, out: str | Path, *, resume: bool = False, say: Say = lambda _: None
+    ) -> None:
+        """Train up to a stage and leave the checkpoint, from which `run` and later calls go on.
+
+        Parameters
+        ----------
+        stage : "lm", "judge", "vivo", "xe", "stage1" or "stage2"
+            The last one to train; what it builds on is trained too, or taken from the checkpoint.
+        out, resume, say
+            As of `run`.
+        """
+        require(stage in STAGES, "stage", stage, "one of " + ", ".join(STAGES))
+        self.until = STAGES[stage]
+        try:
+            self.run(out, resume=resume, say=say)
+        except _Reached:
+            return
+        finally:
+            self.until = ""
 
     def run(
         self, out: str | Path | None = None, *, resume: bool = False, say: Say = lambda _: None
@@ -322,7 +364,7 @@ class Pipeline:
 
         self._train("LM", self.lm, c.lm_steps, c.lr, lm, say)
         for name, offset, style, layers, width in (
-            ("judge", 4, 0, 1, 24),
+            ("judge", 4, 0, 1, JUDGE_WIDTH),
             ("evaluator", 5, 1, 0, 16),
         ):
             self._init(name)
@@ -373,7 +415,7 @@ class Pipeline:
 
     def _vivo_batch(self, net: TagTransformerCaptioner, g: torch.Generator) -> Tensor:
         tags, regions = self.data["unpaired"]
-        index = self._pick(self.config.unpaired, self.config.batch, g)
+        index = part(self._pick(self.config.unpaired, self.config.batch, g))
         return vivo_loss(net, tags[index], regions[index], g)
 
     def _xe_batch(
@@ -382,7 +424,8 @@ class Pipeline:
         index = self._pick(self.config.paired, size, g)
         known, regions = self.data["paired"]
         seen = known[index] if tags else torch.zeros_like(known[index])
-        which = torch.randint(self.refs.shape[1], (len(index),), generator=g)
+        which = part(torch.randint(self.refs.shape[1], (len(index),), generator=g))
+        index, seen = part(index), part(seen)
         return xe_loss(net, net.encode(seen, regions[index]), self.refs[index, which])
 
     def _xe(
@@ -425,9 +468,10 @@ class Pipeline:
         self.result.paraphrases = [Accepted(**a) for a in self.state.get("proposals", [])]
 
         def loss(g: torch.Generator) -> Tensor:
-            index = self._pick(c.unpaired, c.rl_batch, g)
+            index = part(self._pick(c.unpaired, c.rl_batch, g))
+            taught = self._xe_batch(net, g, c.rl_batch)
             teach = distil.loss(net, self._batch("unpaired", index), g)
-            return (teach + c.xe_weight * self._xe_batch(net, g, c.rl_batch)) / 2
+            return (teach + c.xe_weight * taught) / 2
 
         self._train("stage 1", net, c.stage1_steps, c.stage1_lr, loss, say, cosine=False)
 
@@ -479,8 +523,10 @@ class Pipeline:
         distil = self._distillation(net)
 
         def loss(g: torch.Generator) -> Tensor:
-            free = self._batch("unpaired", self._pick(c.unpaired, c.rl_batch, g))
-            taught = self._batch("paired", self._pick(c.paired, c.rl_batch, g))
+            free = self._batch("unpaired", part(self._pick(c.unpaired, c.rl_batch, g)))
+            taught = self._batch("paired", part(self._pick(c.paired, c.rl_batch, g)))
+            if world()[1] > 1:  # each process draws samples of its own
+                g.manual_seed(g.initial_seed() + world()[0])
             total = stage.half(net, free, False, g)
             if c.cider or c.association:
                 total = total + stage.half(net, taught, True, g)

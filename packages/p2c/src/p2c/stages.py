@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from .association import AssociationModel, association_probability, swap_gate
 from .captioner import Captions, Memory, TagTransformerCaptioner
+from .distributed import global_mean, part, world
 from .metrics import CiderD
-from .paraphrase import Paraphraser
+from .paraphrase import Paraphrase, Paraphraser
 from .rewards import RewardSum, WordCosines, sample_association
 from .rl import SCSTLoss, kl_penalty
 from .vocabulary import MASK, PAD, SEP, UNK
@@ -46,12 +47,11 @@ def vivo_loss(
     The Hungarian assignment is the published method's; the authors' code has plain cross-entropy.
     """
     there = tags != PAD
-    hide = there & (torch.rand(tags.shape, generator=generator) < rate)
+    whole = torch.rand((len(tags) * world()[1], tags.shape[1]), generator=generator)
+    hide = there & (part(whole) < rate)
     first = there.float().argmax(1)
     alone = there.any(1) & ~hide.any(1)
     hide[alone, first[alone]] = True
-    if not bool(hide.any()):
-        return regions.sum() * 0.0
     memory = captioner.encode(tags.masked_fill(hide, MASK), regions)
     logs = captioner.logits(memory.states[:, : tags.shape[1]]).log_softmax(-1)
     target = tags.clone()
@@ -61,7 +61,7 @@ def vivo_loss(
         cost = -logs[row, places][:, tags[row, places]].detach().numpy()
         _, order = linear_sum_assignment(cost)
         target[row, places] = tags[row, places][torch.from_numpy(order)]
-    return -logs[hide].gather(1, target[hide][:, None]).mean()
+    return global_mean(-logs[hide].gather(1, target[hide][:, None]).sum(), hide.sum())
 
 
 def xe_loss(
@@ -83,7 +83,8 @@ def xe_loss(
         finite = torch.isfinite(logs)
         rest = -torch.where(finite, logs, torch.zeros_like(logs)).sum(-1) / finite.sum(-1)
         loss = (1 - smoothing) * loss + smoothing * rest
-    return loss[there & (ids != UNK)].mean()
+    counted = there & (ids != UNK)
+    return global_mean(loss[counted].sum(), counted.sum())
 
 
 @dataclass
@@ -123,6 +124,8 @@ class Distillation:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
         """Return masked captions, paraphrases, accepted teacher words, A before and A after."""
         found = self.paraphraser.propose(greedy, generator)
+        if found is None and world()[1] > 1:  # other processes wait for this one's captions
+            found = Paraphrase(greedy, greedy, torch.zeros_like(greedy))
         if found is None:
             self.without_verb += len(greedy)
             return None
@@ -138,8 +141,7 @@ class Distillation:
 
             after = judged(found.ids)
             for _ in range(self.proposals - 1):
-                other = self.paraphraser.propose(greedy, generator)
-                assert other is not None  # the same captions: the same words may be rewritten
+                other = self.paraphraser.propose(greedy, generator) or found
                 score = judged(other.ids)
                 better = score > after
                 after = torch.where(better, score, after)
@@ -170,7 +172,7 @@ class Distillation:
         logs = captioner.masked_logits(memory, masked[:, None])[:, 0].log_softmax(-1)
         keep = teacher != PAD
         count = keep.sum() if self.average == "accepted" else (masked == MASK).sum()
-        total = F.nll_loss(logs[keep], teacher[keep], reduction="sum") / count.clamp(min=1)
+        total = global_mean(F.nll_loss(logs[keep], teacher[keep], reduction="sum"), count)
         if self.anchor is None:
             return total
         with torch.no_grad():
@@ -180,7 +182,7 @@ class Distillation:
         there = torch.isfinite(new)
         before = old[:, 0][places].log_softmax(-1)
         gap = before.exp() * torch.where(there, before - new, torch.zeros_like(new))
-        return total + self.anchor_weight * gap.nan_to_num(0.0).sum(-1).mean()
+        return total + self.anchor_weight * global_mean(gap.nan_to_num(0.0).sum(), places.sum())
 
 
 @dataclass
