@@ -17,6 +17,7 @@ from .errors import InputError, NotFiniteError
 from .hf import HFCaptioner
 from .hf_paraphrase import HFMaskedLM, T5SpanParaphraser
 from .negatives import WordSwaps
+from .new_objects import add_objects
 from .paraphrase import MaskedLMParaphraser, SmallMaskedLM
 from .pipeline import Pipeline, PipelineResult
 from .rewards import RewardSum, WordCosines
@@ -50,6 +51,7 @@ __all__ = [
     "Vocabulary",
     "WordCosines",
     "WordSwaps",
+    "add_objects",
     "association_probability",
     "beam_search",
     "constrained_beam",

@@ -560,6 +560,38 @@ def check(folder: Path, /) -> None:
     )
 
 
+@data_app.command
+def split(captions: Path, /, *, out: Path, novel: Path | None = None, seed: int = 0) -> None:
+    """Split COCO captions by held-out objects, as DCC does: train.json, val.json, test.json.
+
+    Example: `p2c data split captions_train2014.json --out dcc/`
+
+    Parameters
+    ----------
+    captions
+        COCO captions.
+    out
+        Folder.
+    novel
+        YAML mapping from an object to its other names; the eight of DCC by default.
+    seed
+        Of the halves of the images with held-out objects, val and test.
+    """
+    from .files import read_json
+    from .formats import read_references
+    from .splits import DCC_OBJECTS, held_out_split, write_split
+
+    references, _ = read_references(captions)
+    coco = "annotations" in read_json(captions, "captions")
+    require(coco, "captions", str(captions), "a COCO caption file")
+    objects = _objects(novel) if novel else DCC_OBJECTS
+    parts = held_out_split(references, objects, seed)
+    write_split(captions, parts, out)
+    for name, keys in parts.held_out.items():
+        print(f"{name}: {len(keys)} images")
+    print(f"train {len(parts.train)}, val {len(parts.val)}, test {len(parts.test)} images in {out}")
+
+
 def main() -> None:
     """Run the command line; map errors to exit codes."""
     try:

@@ -78,8 +78,8 @@ class PipelineResult:
         What stage 1 proposed for some unpaired scenes before it trained.
     curves : dict
         Stage to losses; "rewards" to the terms of every half-batch.
-    seconds : dict
-        Stage to seconds.
+    seconds, processor_seconds : dict
+        Stage to seconds by the clock, and of the processor.
     """
 
     config: PipelineConfig
@@ -94,6 +94,7 @@ class PipelineResult:
     paraphrases: list[Accepted] = field(default_factory=list)
     curves: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    processor_seconds: dict[str, float] = field(default_factory=dict)
 
 
 # what `train` calls a stage -> the last module that it trains
@@ -105,6 +106,15 @@ STAGES = {
     "stage1": "stage 1",
     "stage2": "stage 2",
 }
+
+# settings that nothing before stage 1, and nothing before stage 2, depends on
+STAGE2_SETTINGS = frozenset(
+    "stage2_steps stage2_lr samples baseline normalize association coverage repetition cider kl "
+    "explore distil".split()
+)
+STAGE1_SETTINGS = STAGE2_SETTINGS | frozenset(
+    "stage1_steps stage1_lr rl_batch margin proposals choose policy average xe_weight anchor".split()
+)
 
 
 class _Reached(Exception):  # noqa: N818 (no error: the wanted stage is done)
@@ -191,7 +201,7 @@ class Pipeline:
             self._stop_after(stage)
             return
         assert loss_of is not None
-        begin = time.perf_counter()
+        begin, processor = time.perf_counter(), time.process_time()
         parameters = [p for p in net.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.01)
         start, bad = 0, 0
@@ -233,6 +243,7 @@ class Pipeline:
             "net": copy.deepcopy(net.state_dict()),
             "curve": curve,
             "seconds": time.perf_counter() - begin,
+            "processor_seconds": time.process_time() - processor,
         }
         for key in ("stage", "net", "optimizer", "step", "curve"):
             self.state.pop(key, None)
@@ -247,6 +258,16 @@ class Pipeline:
         if self.checkpoint is not None and world()[0] == 0:
             config = self.config.with_(checkpoint_every=0).as_dict()
             save_tensors(self.checkpoint, {**self.state, "config": config})
+
+    def _relevant(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings that the stages of the checkpoint depend on."""
+        begun = {*self.state.get("done", {}), self.state.get("stage", "")}
+        free = {"checkpoint_every"}
+        if "stage 2" not in begun:
+            free |= STAGE2_SETTINGS
+            if "stage 1" not in begun:
+                free |= STAGE1_SETTINGS
+        return {k: v for k, v in config.items() if k not in free}
 
     def _pick(self, count: int, size: int, g: torch.Generator) -> Tensor:
         return torch.randperm(count, generator=g)[:size]
@@ -296,8 +317,13 @@ class Pipeline:
             require(self.checkpoint is not None, "out", None, "the folder of the checkpoint")
             assert self.checkpoint is not None
             self.state = load_tensors(self.checkpoint)
-            same = self.state.pop("config", None) == c.with_(checkpoint_every=0).as_dict()
-            require(same, "checkpoint", str(self.checkpoint), "one of the same configuration")
+            before = dict(self.state.pop("config", {}))
+            require(
+                self._relevant(before) == self._relevant(c.as_dict()),
+                "checkpoint",
+                str(self.checkpoint),
+                "one of the same configuration, as far as it was trained",
+            )
         say("rendering scenes")
         begin = time.perf_counter()
         self._prepare()
@@ -331,6 +357,7 @@ class Pipeline:
         for stage, kept in self.state["done"].items():
             result.curves[stage] = kept["curve"]
             seconds[stage] = kept["seconds"]
+            result.processor_seconds[stage] = kept["processor_seconds"]
         result.curves["rewards"] = self.state.get("rewards", [])
         result.seconds = seconds
         return result
