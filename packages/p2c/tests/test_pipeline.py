@@ -8,8 +8,8 @@ import torch
 from p2c import InputError, Pipeline, PipelineConfig
 from p2c.formats import read_image, read_predictions, read_references, read_tags, read_vinvl
 from p2c.report import flags_of
-from p2c.scenes import check_held_out, make_corpus, make_scenes
-from p2c.summary import summarize
+from p2c.scenes import check_held_out, make_corpus, make_scenes, unseen_font
+from p2c.summary import summarize, unseen_f1
 from p2c.world import HELD_OUT, RICH_VERBS
 
 TINY = {
@@ -85,9 +85,37 @@ def test_resume_refuses_another_configuration(tmp_path):
         Pipeline(config).run(tmp_path, resume=True)
 
 
+def test_settings_of_stages_to_come_may_change_on_resume(tmp_path):
+    config = PipelineConfig.from_dict({**TINY, "ablations": False})
+    Pipeline(config).train("xe", tmp_path)
+    other = config.with_(margin=0.2, cider=0.0)
+    run = Pipeline(other).run(tmp_path, resume=True)
+    assert run.captions == Pipeline(other).run().captions
+    with pytest.raises(InputError, match="as far as it was trained"):
+        Pipeline(config).run(tmp_path, resume=True)
+
+
+def test_detectors_and_the_unseen_style():
+    """The truth names both objects; a trained detector's tags reach the captioner."""
+    truth = PipelineConfig.from_dict({**TINY, "detector": "truth", "ablations": False})
+    p = Pipeline(truth)
+    p._prepare()
+    for tags, event in zip(p.test.tags, p.test.events):
+        assert set(tags) == {event.first.word, event.second.word}
+    trained = truth.with_(detector="trained", detector_steps=4, unseen_style=True)
+    run = Pipeline(trained).run()
+    assert "detector" in run.curves
+    if unseen_font() is None:
+        pytest.skip("Noto Color Emoji is not installed (Debian: fonts-noto-color-emoji)")
+    assert run.unseen.events == run.test.events
+    assert not torch.equal(run.unseen.images, run.test.images)
+    assert set(unseen_f1(run)) == set(run.captions)
+
+
 def test_variants_run():
     for changes in (
-        {"baseline": "loo", "kl": 0.1, "choose": "argmax"},
+        {"baseline": "loo", "kl": 0.1, "choose": "argmax", "distil": 0.5},
+        {"anchor": 0.0, "negatives": False, "proposals": 1, "policy": "all"},
         {"baseline": "group", "normalize": "mean", "explore": 0, "coverage": 0.0},
     ):
         run = Pipeline(PipelineConfig.from_dict({**TINY, **changes, "ablations": False})).run()
