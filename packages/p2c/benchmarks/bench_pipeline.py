@@ -28,7 +28,9 @@ def one_seed(preset: str, seed: int, detector: str | None, folder: Path) -> dict
     changes: dict[str, Any] = {"seed": seed} | ({"detector": detector} if detector else {})
     config = PipelineConfig.preset(preset, **changes)
     resume = (folder / "checkpoint.pt").exists()
-    run = Pipeline(config).run(folder, resume=resume, say=lambda line: print(seed, line, flush=True))
+    run = Pipeline(config).run(
+        folder, resume=resume, say=lambda line: print(seed, line, flush=True)
+    )
     seconds = sum(run.processor_seconds.values())  # not by the clock: the machine was shared
     arms = summarize(run)
     kept = [a for a in run.paraphrases if a.accepted]
@@ -96,7 +98,9 @@ def main() -> None:
     verbs = column("stage 1", "verbs"), column("VIVO + XE", "verbs")
     accepted, right = np.array([r["accepted"] for r in runs]).sum(0)
     seconds = np.array([r["seconds"] for r in runs])
-    size = f"{options.preset} preset" + (f", {options.detector} detector" if options.detector else "")
+    size = f"{options.preset} preset" + (
+        f", {options.detector} detector" if options.detector else ""
+    )
     goals = [
         goal(f"novel macro-F1 after stage 2, {size}", "at least 0.80", words(last),
              bool(last.mean() >= 0.8)),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from p2c import (
@@ -17,6 +18,7 @@ from p2c import (
     association_probability,
     swap_gate,
 )
+from p2c.calibration import calibrate_margin, sweep_margins
 from p2c.paraphrase import lexicon_tagger
 from p2c.vocabulary import MASK
 
@@ -119,7 +121,9 @@ def test_hard_negatives_swap_one_word_and_never_a_synonym():
         kind = row % 3
         if kind == 0:
             assert verb in ("a zebra hides a couch", "a zebra stands a couch")
-            changed = [(a, b) for a, b in zip("a zebra sits a couch".split(), noun.split()) if a != b]
+            changed = [
+                (a, b) for a, b in zip("a zebra sits a couch".split(), noun.split()) if a != b
+            ]
             assert len(changed) == 1
             assert changed[0] not in {("couch", "sofa")}
         if kind == 1:
@@ -213,3 +217,15 @@ def test_two_processes_equal_one(tmp_path):
     parts = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)]
     expected = association_probability(v, c, 9.0, swapped=new)
     assert float((torch.cat(parts) - expected).abs().max()) < 1e-12
+
+
+def test_margin_sweep_counts_and_chooses():
+    gains = np.array([0.05, 0.15, 0.25, 0.35, 0.45])
+    right = np.array([False, True, False, True, True])
+    points = sweep_margins(gains, right, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert [p.accepted for p in points] == [5, 4, 3, 2, 1, 0]
+    assert [p.precision for p in points] == pytest.approx([0.6, 0.75, 2 / 3, 1.0, 1.0, 0.0])
+    assert calibrate_margin(points, 0.75, least=1) == 0.1
+    assert calibrate_margin(points, 0.9, least=2) == 0.3
+    assert calibrate_margin(points, 0.9, least=4) == 0.1  # none reaches it: the most precise
+    assert calibrate_margin(points, 0.9, least=9) == 0.0  # too few proposals to tell

@@ -40,7 +40,9 @@ def step(folder):
         "after": made[4],
         "accepted": (made[2] != 0).any(1),
         "reward": reward,
-        "gradient": torch.cat([(q.grad if q.grad is not None else q * 0).flatten() for q in parameters]),
+        "gradient": torch.cat(
+            [(q.grad if q.grad is not None else q * 0).flatten() for q in parameters]
+        ),
     }
 
 

@@ -97,9 +97,7 @@ def test_without_the_compiled_part_it_says_so_once():
         "for _ in range(3): s = CiderD({0: ['a b'], 1: ['c']})\n"
         "print(round(s.score(0, 'a b'), 6))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.count("runs without its compiled part") == 1
     assert done.stdout.strip() == "5.0"  # orders 1 and 2 of 4 match wholly
 

@@ -15,7 +15,7 @@ from p2c.world import HELD_OUT, RICH_VERBS
 TINY = {
     "paired": 60, "unpaired": 60, "judged": 80, "corpus": 80, "test": 20, "dim": 16, "layers": 1,
     "lm_steps": 3, "judge_steps": 3, "vivo_steps": 3, "xe_steps": 4, "stage1_steps": 3,
-    "stage2_steps": 4, "batch": 16, "rl_batch": 8, "samples": 3,
+    "stage2_steps": 4, "batch": 16, "stage1_batch": 8, "rl_batch": 8, "samples": 3,
 }  # fmt: skip
 
 

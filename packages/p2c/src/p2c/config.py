@@ -28,20 +28,26 @@ class PipelineConfig:
         Optimiser steps.
     lr, stage1_lr, stage2_lr : float
         Learning rates: pre-training and XE (cosine), stage 1, stage 2 (constant).
-    batch, rl_batch : int
-        Scenes per step; unpaired scenes per step in stages 1 and 2 (as many captioned ones).
+    batch, stage1_batch, rl_batch : int
+        Scenes per step; unpaired scenes per step in stages 1 and 2 (as many captioned ones). The
+        gate needs a large one: in a small batch a caption that fits has A near 1 and none to gain.
     margin : float
         Of the swap gate.
+    precision : float
+        If above 0: the margin is the smallest that reaches this share of true verbs among accepted
+        paraphrases of validation scenes, and ``margin`` is not used.
     proposals : int
         Paraphrases per caption, of which the judge's favourite is gated (1 in the authors' code).
     negatives : bool
         Train judge and evaluator also on captions with one word swapped (see `WordSwaps`).
+    ground : bool
+        Put unnamed tags into captions before they are paraphrased, where the judge agrees.
     anchor : float
         Weight of the KL divergence to the captioner before stage 1 where nothing is rewritten.
     distil : float
         Weight of stage 1's distillation beside the rewards of stage 2.
-    choose : "argmax" or "sample"
-        How the language model's word is taken.
+    choose : "argmax", "sample" or "top"
+        How the language model's words are taken: the best, drawn, or the best ``proposals`` ones.
     policy : "verb", "non-noun" or "all"
         Words that may be rewritten.
     average : "masked" or "accepted"
@@ -49,6 +55,9 @@ class PipelineConfig:
         accepted ones.
     xe_weight : float
         Weight of XE on captioned scenes beside the distillation (1 in the authors' code).
+    xe_verbs : bool
+        Whether that XE also teaches the generic verb (so in the authors' code), which is what the
+        distillation is there to replace.
     samples : int
         Captions per image in stage 2.
     baseline, normalize
@@ -93,16 +102,20 @@ class PipelineConfig:
     stage1_lr: float = 5e-4
     stage2_lr: float = 4e-4
     batch: int = 80
+    stage1_batch: int = 160
     rl_batch: int = 48
     margin: float = 0.1
-    proposals: int = 4
+    precision: float = 0.0
+    proposals: int = 2
     negatives: bool = True
+    ground: bool = True
     anchor: float = 1.0
     distil: float = 0.0
-    choose: Literal["argmax", "sample"] = "sample"
+    choose: Literal["argmax", "sample", "top"] = "top"
     policy: Literal["verb", "non-noun", "all"] = "verb"
     average: Literal["masked", "accepted"] = "accepted"
     xe_weight: float = 1.0
+    xe_verbs: bool = False
     samples: int = 5
     baseline: Literal["greedy", "loo", "group"] = "greedy"
     normalize: Literal["sum", "mean"] = "sum"
@@ -123,14 +136,31 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("paired", "unpaired", "judged", "corpus", "test", "batch", "samples", "proposals"):
+        for name in (
+            "paired",
+            "unpaired",
+            "judged",
+            "corpus",
+            "test",
+            "batch",
+            "samples",
+            "proposals",
+        ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("lr", "stage1_lr", "stage2_lr"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        require(self.rl_batch >= 2, "rl_batch", self.rl_batch, "at least 2: one image has A = 1")
+        for name in ("stage1_batch", "rl_batch"):
+            allowed = "at least 2: one image has A = 1"
+            require(getattr(self, name) >= 2, name, getattr(self, name), allowed)
+        require(0 <= self.precision < 1, "precision", self.precision, "0 to below 1")
         require(self.max_length >= 8, "max_length", self.max_length, "at least 8")
         require(0 <= self.explore <= self.samples, "explore", self.explore, "0 to samples")
-        require(self.choose in ("argmax", "sample"), "choose", self.choose, "argmax or sample")
+        require(
+            self.choose in ("argmax", "sample", "top"),
+            "choose",
+            self.choose,
+            "argmax, sample or top",
+        )
         require(
             self.policy in ("verb", "non-noun", "all"), "policy", self.policy, "verb, non-noun, all"
         )
@@ -192,7 +222,9 @@ class PipelineConfig:
                 "cider": 1.0,
                 "choose": "argmax",
                 "proposals": 1,
+                "ground": False,
                 "anchor": 0.0,
+                "xe_verbs": True,
                 "average": "masked",
                 "normalize": "mean",
             },

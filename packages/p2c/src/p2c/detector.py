@@ -64,7 +64,5 @@ class RegionDetector(nn.Module):
         found = []
         for p, k in zip(sure.view(images, regions).tolist(), best.view(images, regions).tolist()):
             order = sorted(range(regions), key=lambda i, p=p: -p[i])  # type: ignore[misc]
-            found.append(
-                list(dict.fromkeys(self.labels[k[i]] for i in order if p[i] >= threshold))
-            )
+            found.append(list(dict.fromkeys(self.labels[k[i]] for i in order if p[i] >= threshold)))
         return found

@@ -113,9 +113,7 @@ class HFCaptioner:
         shape = (batch, samples, -1)
         return Captions(torch.stack(ids, 1).view(shape), torch.stack(logs, 1).view(shape))
 
-    def _steps(
-        self, memory: HFMemory, samples: int, length: int
-    ) -> Callable[[Tensor], Tensor]:
+    def _steps(self, memory: HFMemory, samples: int, length: int) -> Callable[[Tensor], Tensor]:
         """Return a function from the last word of every caption to the logits of the next."""
         if self.kind != "git" and not self.model.training:
             decoder = self.model.text_decoder if self.kind == "blip" else self.model.decoder

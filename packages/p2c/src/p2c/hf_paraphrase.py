@@ -50,9 +50,7 @@ class HFMaskedLM:
             words = self.vocabulary.decode(row).split()
             marks = [self.tokenizer.mask_token if w == "[MASK]" else w for w in words]
             lines.append(marks or [self.tokenizer.unk_token])
-        made = self.tokenizer(
-            lines, is_split_into_words=True, padding=True, return_tensors="pt"
-        )
+        made = self.tokenizer(lines, is_split_into_words=True, padding=True, return_tensors="pt")
         scores = self.model(**made).logits
         known = self.piece >= 0
         found = torch.full((*ids.shape, len(self.piece)), -torch.inf)
@@ -123,9 +121,15 @@ class T5SpanParaphraser(Rewriter):
 
     @torch.no_grad()
     def propose(
-        self, ids: Int[Tensor, "batch length"], generator: torch.Generator | None = None
+        self,
+        ids: Int[Tensor, "batch length"],
+        generator: torch.Generator | None = None,
+        rank: int = 0,
     ) -> Paraphrase | None:
-        """Return paraphrases of captions, or None when no caption has a word to rewrite."""
+        """Return paraphrases of captions, or None when no caption has a word to rewrite.
+
+        The proposal of ``rank`` k is the k-th best of as many beams; a sampled one is another draw.
+        """
         hide = self.hide(ids, generator)
         rows = hide.any(1).nonzero()[:, 0].tolist()
         if not rows:
@@ -141,8 +145,12 @@ class T5SpanParaphraser(Rewriter):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         out = self.model.generate(
             input_ids=made["input_ids"], attention_mask=made["attention_mask"],
-            do_sample=self.sample, num_beams=1, max_new_tokens=4 * self.max_masks + 2,
+            do_sample=self.sample, max_new_tokens=4 * self.max_masks + 2,
+            num_beams=1 if self.sample else rank + 1,
+            num_return_sequences=1 if self.sample else rank + 1,
         )  # fmt: skip
+        if not self.sample:
+            out = out[rank :: rank + 1]
         teacher = torch.zeros_like(ids)
         for row, written in zip(rows, out.tolist()):
             places = hide[row].nonzero()[:, 0].tolist()

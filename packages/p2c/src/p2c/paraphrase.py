@@ -58,9 +58,15 @@ class Paraphraser(Protocol):
     """What stage 1 needs of a language model."""
 
     def propose(
-        self, ids: Int[Tensor, "batch length"], generator: torch.Generator | None = None
+        self,
+        ids: Int[Tensor, "batch length"],
+        generator: torch.Generator | None = None,
+        rank: int = 0,
     ) -> Paraphrase | None:
-        """Return paraphrases of captions, or None when no caption has a word to rewrite."""
+        """Return paraphrases of captions, or None when no caption has a word to rewrite.
+
+        A ``rank`` above 0 asks for an alternative: the next best words, or another draw.
+        """
 
 
 class SmallMaskedLM(nn.Module):
@@ -179,8 +185,9 @@ class MaskedLMParaphraser(Rewriter):
         Of the captions and of the model.
     tagger, policy, max_masks, exclude
         As of `Rewriter`.
-    choose : "argmax" or "sample"
-        Take the best word, as the authors do, or sample one, which lets the gate choose.
+    choose : "argmax", "sample" or "top"
+        Take the best word, as the authors do; or sample one; or, for the proposal of rank k, the
+        word of rank k: without improbable words the gate has less to refuse.
     """
 
     def __init__(
@@ -191,15 +198,18 @@ class MaskedLMParaphraser(Rewriter):
         policy: Policy = "verb",
         max_masks: int = 2,
         exclude: Collection[str] = ("is", "are"),
-        choose: Literal["argmax", "sample"] = "argmax",
+        choose: Literal["argmax", "sample", "top"] = "argmax",
     ) -> None:
         super().__init__(vocabulary, tagger, policy, max_masks, exclude)
-        require(choose in ("argmax", "sample"), "choose", choose, "argmax or sample")
+        require(choose in ("argmax", "sample", "top"), "choose", choose, "argmax, sample or top")
         self.model, self.choose = model, choose
 
     @torch.no_grad()
     def propose(
-        self, ids: Int[Tensor, "batch length"], generator: torch.Generator | None = None
+        self,
+        ids: Int[Tensor, "batch length"],
+        generator: torch.Generator | None = None,
+        rank: int = 0,
     ) -> Paraphrase | None:
         """Return paraphrases of captions, or None when no caption has a word to rewrite."""
         hide = self.hide(ids, generator)
@@ -209,6 +219,8 @@ class MaskedLMParaphraser(Rewriter):
         scores = self.model(masked)[hide]
         if self.choose == "argmax":
             words_ids = scores.argmax(-1)
+        elif self.choose == "top":
+            words_ids = scores.topk(min(rank + 1, scores.shape[-1])).indices[:, -1]
         else:
             words_ids = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
         teacher = torch.zeros_like(ids)

@@ -6,15 +6,17 @@ import copy
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .association import SmallAssociation
+from .calibration import calibrate_margin, sweep_margins
 from .captioner import TagTransformerCaptioner
 from .config import PipelineConfig
 from .detector import RegionDetector
@@ -41,6 +43,7 @@ from .world import GENERIC, NAMES, RICH_VERBS, SWAPPABLE, SYNONYMS, THINGS, worl
 Say = Callable[[str], None]
 FEATURES = 64 + 6
 JUDGE_WIDTH = 24
+MARGINS = [round(0.02 * k, 2) for k in range(31)]
 
 
 @dataclass
@@ -76,6 +79,10 @@ class PipelineResult:
         Arm to the association of each scene with its caption, by the judge and by the evaluator.
     paraphrases : list of Accepted
         What stage 1 proposed for some unpaired scenes before it trained.
+    margin : float
+        Of the gate, as configured or calibrated.
+    sweep : list
+        Margin, accepted paraphrases and their precision on the validation scenes, if calibrated.
     curves : dict
         Stage to losses; "rewards" to the terms of every half-batch.
     seconds, processor_seconds : dict
@@ -92,6 +99,8 @@ class PipelineResult:
     judge_scores: dict[str, list[float]] = field(default_factory=dict)
     evaluator_scores: dict[str, list[float]] = field(default_factory=dict)
     paraphrases: list[Accepted] = field(default_factory=list)
+    margin: float = 0.1
+    sweep: list[list[float]] = field(default_factory=list)
     curves: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     processor_seconds: dict[str, float] = field(default_factory=dict)
@@ -109,11 +118,11 @@ STAGES = {
 
 # settings that nothing before stage 1, and nothing before stage 2, depends on
 STAGE2_SETTINGS = frozenset(
-    "stage2_steps stage2_lr samples baseline normalize association coverage repetition cider kl "
+    "stage2_steps stage2_lr rl_batch samples baseline normalize association coverage repetition cider kl "
     "explore distil".split()
 )
 STAGE1_SETTINGS = STAGE2_SETTINGS | frozenset(
-    "stage1_steps stage1_lr rl_batch margin proposals choose policy average xe_weight anchor".split()
+    "stage1_steps stage1_lr stage1_batch margin precision proposals choose policy average xe_weight xe_verbs anchor ground".split()
 )
 
 
@@ -137,6 +146,7 @@ class Pipeline:
         self.state: dict[str, Any] = {}
         self.checkpoint: Path | None = None
         self.until = ""
+        self.detector: RegionDetector | None = None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Pipeline:
@@ -161,7 +171,9 @@ class Pipeline:
                 c.test, c.seed * 10 + 3, mix, font=str(font), **drawn
             )
         self.featurizer = RegionFeaturizer.fit(self.unpaired.crops)
-        self.data = {name: (self._tags(s.tags), self.featurizer(s)) for name, s in self.scenes.items()}
+        self.data = {
+            name: (self._tags(s.tags), self.featurizer(s)) for name, s in self.scenes.items()
+        }
         length = c.max_length
         self.refs = torch.stack(
             [self.vocabulary.encode_all(r, length) for r in self.paired.references]
@@ -366,7 +378,7 @@ class Pipeline:
         """Train the detector on the unpaired scenes' regions; its tags replace the true ones."""
         c = self.config
         self._init("detector")
-        net = RegionDetector([t.word for t in THINGS])
+        self.detector = net = RegionDetector([t.word for t in THINGS])
         number = {word: k for k, word in enumerate(net.labels)}
         events = self.unpaired.events
         truth = torch.tensor([[number[e.first.word], number[e.second.word]] for e in events])
@@ -446,14 +458,21 @@ class Pipeline:
         return vivo_loss(net, tags[index], regions[index], g)
 
     def _xe_batch(
-        self, net: TagTransformerCaptioner, g: torch.Generator, size: int, *, tags: bool = True
+        self,
+        net: TagTransformerCaptioner,
+        g: torch.Generator,
+        size: int,
+        *,
+        tags: bool = True,
+        leave_out: Collection[int] = (),
     ) -> Tensor:
         index = self._pick(self.config.paired, size, g)
         known, regions = self.data["paired"]
         seen = known[index] if tags else torch.zeros_like(known[index])
         which = part(torch.randint(self.refs.shape[1], (len(index),), generator=g))
         index, seen = part(index), part(seen)
-        return xe_loss(net, net.encode(seen, regions[index]), self.refs[index, which])
+        memory = net.encode(seen, regions[index])
+        return xe_loss(net, memory, self.refs[index, which], leave_out=leave_out)
 
     def _xe(
         self,
@@ -484,33 +503,52 @@ class Pipeline:
         c = self.config
         anchor = copy.deepcopy(net).requires_grad_(False) if c.anchor else None
         return Distillation(
-            self.paraphraser(), self.judge, c.margin, c.average, c.proposals, anchor, c.anchor
+            self.paraphraser(),
+            self.judge,
+            c.margin,
+            c.average,
+            c.proposals,
+            self._noun_numbers() if c.ground else frozenset(),
+            anchor,
+            c.anchor,
         )
+
+    def _noun_numbers(self) -> frozenset[int]:
+        return frozenset(self.vocabulary.index[n] for n in self.nouns)
 
     def _stage1(self, net: TagTransformerCaptioner, say: Say) -> None:
         c = self.config
         distil = self._distillation(net)
         if "stage 1" not in self.state["done"] and self.state.get("stage") != "stage 1":
+            if c.precision:
+                self.state["margin"] = self._calibrated(net, distil)
+                distil.margin = self.state["margin"]
             self.state["proposals"] = [vars(a) for a in self._proposals(net, distil)]
+        distil.margin = self.state.get("margin", c.margin)
+        self.result.margin, self.result.sweep = distil.margin, self.state.get("sweep", [])
         self.result.paraphrases = [Accepted(**a) for a in self.state.get("proposals", [])]
 
+        generic = () if c.xe_verbs else (self.vocabulary.index[GENERIC],)
+
         def loss(g: torch.Generator) -> Tensor:
-            index = part(self._pick(c.unpaired, c.rl_batch, g))
-            taught = self._xe_batch(net, g, c.rl_batch)
+            index = part(self._pick(c.unpaired, c.stage1_batch, g))
+            taught = self._xe_batch(net, g, c.stage1_batch, leave_out=generic)
             teach = distil.loss(net, self._batch("unpaired", index), g)
             return (teach + c.xe_weight * taught) / 2
 
         self._train("stage 1", net, c.stage1_steps, c.stage1_lr, loss, say, cosine=False)
 
-    def _proposals(self, net: TagTransformerCaptioner, distil: Distillation) -> list[Accepted]:
-        """Ask for paraphrases of some unpaired scenes, for the report."""
+    def _proposals(
+        self, net: TagTransformerCaptioner, distil: Distillation, name: str = "unpaired"
+    ) -> list[Accepted]:
+        """Ask for paraphrases of some scenes, for the report or to calibrate the gate."""
         found: list[Accepted] = []
-        size = self.config.rl_batch
-        for start in range(0, min(512, self.config.unpaired - size + 1), size):
+        size, scenes = self.config.stage1_batch, self.scenes[name]
+        for start in range(0, min(480, len(scenes) - size + 1), size):
             index = torch.arange(start, start + size)
-            batch = self._batch("unpaired", index)
-            greedy = net.generate(batch.encode(net), greedy=True).ids[:, 0]
-            made = distil.propose(greedy, batch, self._generator("proposals", start))
+            batch = self._batch(name, index)
+            greedy = distil.ground(net.generate(batch.encode(net), greedy=True).ids[:, 0], batch)
+            made = distil.propose(greedy, batch, self._generator(f"proposals {name}", start))
             if made is None:
                 continue
             masked, ids, teacher, before, after = made
@@ -524,10 +562,27 @@ class Pipeline:
                             float(before[row]),
                             float(after[row]),
                             bool((teacher[row] != PAD).any()),
-                            self.unpaired.events[scene].verb,
+                            scenes.events[scene].verb,
                         )
                     )
         return found
+
+    def _calibrated(self, net: TagTransformerCaptioner, distil: Distillation) -> float:
+        """Return the margin that reaches the wanted precision on scenes of a stream of their own."""
+        c = self.config
+        scenes = make_scenes(480, c.seed * 10 + 6, (0.3, 0.4, 0.3), **c.noise)
+        if self.detector is not None:
+            scenes.tags = self.detector.detect(scenes.crops)
+        self.scenes["validation"] = scenes
+        self.data["validation"] = (self._tags(scenes.tags), self.featurizer(scenes))
+        with torch.no_grad():
+            self.vectors["validation"] = self.judge.encode_image(scenes.images)
+        asked = self._proposals(net, distil, "validation")
+        gains = np.array([a.a_after - a.a_before for a in asked])
+        right = np.array([a.true_verb in a.after.split() for a in asked], dtype=bool)
+        points = sweep_margins(gains, right, MARGINS)
+        self.state["sweep"] = [[p.margin, p.accepted, p.precision] for p in points]
+        return calibrate_margin(points, c.precision)
 
     def _stage2(self, net: TagTransformerCaptioner, say: Say) -> None:
         c = self.config
@@ -543,11 +598,12 @@ class Pipeline:
             SCSTLoss(c.baseline, c.normalize),
             c.samples,
             c.explore,
-            frozenset(self.vocabulary.index[n] for n in self.nouns),
+            self._noun_numbers(),
             c.kl,
             copy.deepcopy(net).requires_grad_(False) if c.kl else None,
         )
         distil = self._distillation(net)
+        distil.margin = self.state.get("margin", c.margin)
 
         def loss(g: torch.Generator) -> Tensor:
             free = self._batch("unpaired", part(self._pick(c.unpaired, c.rl_batch, g)))
