@@ -127,7 +127,7 @@ def main() -> None:
              bool(eval2.value >= 0.1 and eval_p2 < 0.01)),
         goal(f"stage 2 over stage 1, {size}: true verb", "not lower",
              f"{verb2}, p = {verb_p2:.4f}", bool(verb2.value >= 0)),
-        goal(f"seconds of the processor for all training of one run, {size}, one thread", "at most 3600",
+        goal(f"processor seconds of all training of one run, {size}, one thread", "at most 3600",
              f"{np.median(seconds):.0f} ({seconds.min():.0f} to {seconds.max():.0f})",
              bool(seconds.max() <= 3600)),
     ]  # fmt: skip

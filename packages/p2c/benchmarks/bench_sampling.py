@@ -97,15 +97,15 @@ def main() -> None:
             gap <= 1e-5,
         ),
         goal(
-            "tokens of HFCaptioner (VisionEncoderDecoder) against transformers generate, one set of "
-            "weights: greedy, and five samples of 16 images with 20 seeds",
+            "tokens of HFCaptioner (VisionEncoderDecoder) against transformers generate, one set "
+            "of weights: greedy, and five samples of 16 images with 20 seeds",
             "identical",
             "identical" if same else "different",
             bool(same),
         ),
         goal(
-            "five captions per image against transformers generate, one set of weights, two layers, "
-            "width 96, 16 images, 12 tokens, encoder included",
+            "five captions per image against transformers generate, one set of weights, two "
+            "layers, width 96, 16 images, 12 tokens, encoder included",
             "at least 3 times faster",
             words,
             bool(value >= 3),

@@ -23,7 +23,7 @@ def fast(pieces, **special):
 
 
 def bert():
-    """A model that splits "man's" and "t-shirt" into three pieces each, as BERT does."""
+    """Return a model that splits "man's" and "t-shirt" into three pieces each, as BERT does."""
     pieces = ["[PAD]", "[UNK]", "[MASK]", "a", "man", "'", "s", "t", "-", "shirt", "stands", "sits",
               "is", "on", "zebra"]  # fmt: skip
     torch.manual_seed(0)
@@ -128,7 +128,7 @@ def test_t5_fillings_that_are_not_one_word_are_left_out(monkeypatch, text):
 
 def test_a_repeated_sentinel_counts_once():
     p, pieces = t5()
-    row = [pieces.index(w) for w in "<extra_id_0> sits <extra_id_0> on </s>".split()]
+    row = [pieces.index(w) for w in ["<extra_id_0>", "sits", "<extra_id_0>", "on", "</s>"]]
     assert p.spans(row, 1) == ["sits"]
 
 

@@ -26,7 +26,9 @@ def test_one_line_adds_an_object_that_constrained_search_always_names(tmp_path):
         named = 0
         for row in range(40):
             part = memory.rows(slice(row, row + 1))
-            best = constrained_beam(lambda p, m=part: net.next_log_probs(m, p), 3, 6, [[number]])
+            best = constrained_beam(
+                lambda p, m=part, n=net: n.next_log_probs(m, p), 3, 6, [[number]]
+            )
             named += name in vocabulary.decode(best[0].ids).split()
         assert named == 40
 

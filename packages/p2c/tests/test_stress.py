@@ -47,6 +47,10 @@ def mutate(r, text):
     return text
 
 
+def assert_one_line(message):
+    assert len(message.splitlines()) == 1, message
+
+
 def fuzz(folder, rounds, seed):
     """Read mutated files; whatever is not read must be an InputError of one line."""
     r = random.Random(seed)
@@ -59,7 +63,7 @@ def fuzz(folder, rounds, seed):
                 reader(path)
             except InputError as error:
                 refused += 1
-                assert len(str(error).splitlines()) == 1, (reader, path.read_bytes())
+                assert_one_line(str(error))
     return refused
 
 
@@ -81,7 +85,7 @@ def fuzz_pictures(folder, rounds, seed):
             assert read_image(path, 8).shape == (3, 8, 8)
         except InputError as error:
             refused += 1
-            assert len(str(error).splitlines()) == 1
+            assert_one_line(str(error))
     return refused
 
 
@@ -102,7 +106,7 @@ def command(folder, *more):
 
 @pytest.mark.stress
 def test_killed_runs_end_with_the_same_bits(tmp_path):
-    """SIGKILL at eight moments of the run, each resumed: weights equal those of a run left alone."""
+    """SIGKILL at eight moments, resumed each time: the weights equal those of a run left alone."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     settings = {**TINY, "ablations": False, "checkpoint_every": 1, "stage2_steps": 12,
                 "stage1_steps": 12}  # fmt: skip
@@ -114,8 +118,8 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
     out = tmp_path / "cut"
     for n in range(8):
         resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
-        running = subprocess.Popen(command(tmp_path, "--out", str(out), *resume), env=env,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        running = subprocess.Popen(command(tmp_path, "--out", str(out), *resume), env=env, **quiet)
         try:
             running.wait(seconds * (0.55 + 0.06 * n))
         except subprocess.TimeoutExpired:

@@ -19,7 +19,8 @@ from .hf_paraphrase import HFMaskedLM, T5SpanParaphraser
 from .negatives import WordSwaps
 from .new_objects import add_objects
 from .paraphrase import MaskedLMParaphraser, SmallMaskedLM
-from .pipeline import Pipeline, PipelineResult
+from .pipeline import Pipeline
+from .result import PipelineResult
 from .rewards import RewardSum, WordCosines
 from .rl import SCSTLoss
 from .stages import Distillation, SelfParaphrase

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-import yaml
 from cyclopts import Parameter
 
+from .cli_data import data_app
 from .errors import InputError, NotFiniteError, require
 
 app = cyclopts.App(
@@ -35,7 +35,6 @@ app = cyclopts.App(
     Exit codes: 0 success, 2 bad input, 3 the computation says no, 130 Ctrl-C.
     """,
 )
-data_app = cyclopts.App(name="data", help="Make and check scenes.")
 app.command(data_app)
 
 
@@ -164,7 +163,7 @@ def evaluate(
     html
         Also write a page.
     """
-    from .formats import read_predictions, read_references
+    from .formats import read_names, read_predictions, read_references
     from .metrics import domain_table, novel_f1, tag_listing
     from .report import Section, write_report
 
@@ -184,7 +183,7 @@ def evaluate(
     sections = [Section("Metrics", columns=("domain", *names), rows=rows)]
     flags = []
     if novel is not None:
-        objects = _objects(novel)
+        objects = read_names(novel)
         score = novel_f1(found, references, objects)
         f1_rows: list[tuple[Any, ...]] = [
             (t, score.intervals[t], *score.counts[t]) for t in score.f1
@@ -204,17 +203,6 @@ def evaluate(
     if html is not None:
         lead = f"{len(found)} captions of {preds.name} against {refs.name}."
         write_report(html, "Captions against references", lead, sections, flags)
-
-
-def _objects(path: Path) -> dict[str, list[str]]:
-    try:
-        objects: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())[:120]
-        raise InputError(f"novel = {str(path)!r}: allowed is a YAML file; {text}") from None
-    good = isinstance(objects, dict) and bool(objects)
-    require(good, "novel", str(path), "a mapping from an object to its other names")
-    return {str(k): [str(x) for x in v or []] for k, v in objects.items()}
 
 
 @app.command
@@ -302,7 +290,7 @@ def score(
 ) -> None:
     """Show every reward term of a caption of a picture.
 
-    Example: `p2c score a.png "a zebra sits on a bus" --checkpoint run/captioner.pt --tags zebra,bus`
+    Example: `p2c score a.png "a zebra on a bus" --checkpoint run/captioner.pt --tags zebra,bus`
 
     Parameters
     ----------
@@ -415,10 +403,10 @@ def train(
     config: Path | None = None,
     resume: bool = False,
 ) -> None:
-    """Train up to one stage: lm, judge, vivo, xe, stage1 or stage2; `p2c pipeline --resume` goes on.
+    """Train up to one stage: lm, judge, vivo, xe, stage1, stage2; `p2c pipeline --resume` goes on.
 
-    Under `torchrun --nproc-per-node 2 -m p2c.cli train ...` the captioner's steps are shared between
-    processes; the gate sees the captions of all of them. Example:
+    Under `torchrun --nproc-per-node 2 -m p2c.cli train ...` processes share the captioner's steps;
+    the gate sees the captions of all of them. Example:
     `p2c train stage1 --preset tiny --out run/`
 
     Parameters
@@ -491,105 +479,6 @@ def ablate(
         "Stage 2 without a term.",
         [Section("Terms", columns=heads, rows=rows)],
     )
-
-
-@data_app.command
-def make(*, out: Path, count: int = 100, seed: int = 0) -> None:
-    """Render scenes: PNG files, COCO captions, tags as JSON lines.
-
-    Example: `p2c data make --count 100 --out scenes/`
-
-    Parameters
-    ----------
-    out
-        Folder.
-    count
-        Scenes.
-    seed
-        Of the stream.
-    """
-    import io
-    import json
-
-    from PIL import Image
-
-    from .files import write_atomic, write_json, write_text
-    from .scenes import make_scenes
-
-    scenes = make_scenes(count, seed, (0.3, 0.4, 0.3), rich=0.7, references=5)
-    notes, lines = [], []
-    for i in range(count):
-        pixels = (scenes.images[i].numpy().transpose(1, 2, 0) * 255).round().astype("uint8")
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "png")
-        write_atomic(out / f"{i}.png", lambda file, b=buffer: file.write(b.getvalue()))  # type: ignore[misc]
-        notes += [{"image_id": i, "caption": c} for c in scenes.references[i]]
-        lines.append(
-            json.dumps(
-                {"image_id": i, "objects": [{"label": t, "score": 1.0} for t in scenes.tags[i]]}
-            )
-        )
-    images = [{"id": i, "file_name": f"{i}.png", "domain": d} for i, d in enumerate(scenes.domains)]
-    write_json(out / "captions.json", {"images": images, "annotations": notes})
-    write_text(out / "tags.jsonl", "\n".join(lines) + "\n")
-    print(f"{count} scenes in {out}")
-
-
-@data_app.command
-def check(folder: Path, /) -> None:
-    """Check a folder of pictures, captions.json and tags.jsonl.
-
-    Example: `p2c data check scenes/`
-
-    Parameters
-    ----------
-    folder
-        As `p2c data make` writes it.
-    """
-    from .files import read_json
-    from .formats import read_image, read_references, read_tags
-
-    references, domains = read_references(folder / "captions.json")
-    tags = read_tags(folder / "tags.jsonl")
-    for entry in read_json(folder / "captions.json", "captions").get("images", []):
-        if "file_name" in entry:
-            read_image(folder / str(entry["file_name"]), 8)
-    print(
-        f"{len(references)} images with captions, {len(tags)} with tags "
-        f"({sum(not t for t in tags.values())} of them empty), {len(set(domains.values()))} domains"
-    )
-
-
-@data_app.command
-def split(captions: Path, /, *, out: Path, novel: Path | None = None, seed: int = 0) -> None:
-    """Split COCO captions by held-out objects, as DCC does: train.json, val.json, test.json.
-
-    Example: `p2c data split captions_train2014.json --out dcc/`
-
-    Parameters
-    ----------
-    captions
-        COCO captions.
-    out
-        Folder.
-    novel
-        YAML mapping from an object to its other names; the eight of DCC by default.
-    seed
-        Of the halves of the images with held-out objects, val and test.
-    """
-    from .files import read_json
-    from .formats import read_references
-    from .splits import DCC_OBJECTS, held_out_split, write_split
-
-    references, _ = read_references(captions)
-    coco = "annotations" in read_json(captions, "captions")
-    require(coco, "captions", str(captions), "a COCO caption file")
-    objects = _objects(novel) if novel else DCC_OBJECTS
-    parts = held_out_split(references, objects, seed)
-    write_split(captions, parts, out)
-    for name, keys in parts.held_out.items():
-        print(f"{name}: {len(keys)} images")
-    print(f"train {len(parts.train)}, val {len(parts.val)}, test {len(parts.test)} images in {out}")
 
 
 def main() -> None:

@@ -10,6 +10,16 @@ import yaml
 
 from .errors import InputError, require
 
+# settings that nothing before stage 2, and nothing before stage 1, depends on
+STAGE2_SETTINGS = frozenset(
+    ("stage2_steps", "stage2_lr", "rl_batch", "samples", "baseline", "normalize", "association",
+     "coverage", "repetition", "cider", "kl", "explore", "distil")
+)  # fmt: skip
+STAGE1_SETTINGS = STAGE2_SETTINGS | frozenset(
+    ("stage1_steps", "stage1_lr", "stage1_batch", "margin", "precision", "proposals", "choose",
+     "policy", "average", "xe_weight", "xe_verbs", "anchor", "ground")
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PipelineConfig:
@@ -182,7 +192,7 @@ class PipelineConfig:
         require(self.normalize in ("sum", "mean"), "normalize", self.normalize, "sum or mean")
 
     @property
-    def noise(self) -> dict[str, float]:
+    def noise(self) -> dict[str, Any]:
         """Recall and confusion of the tags that scenes come with (the truth unless "noisy")."""
         noisy = self.detector == "noisy"
         return {

@@ -1,4 +1,4 @@
-"""A detector trained on tagged images: which object does a region show?"""
+"""A detector trained on tagged images: it names the object that a region shows."""
 
 from __future__ import annotations
 

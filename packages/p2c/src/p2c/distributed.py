@@ -1,7 +1,7 @@
-"""Several processes: batches are drawn alike in all, each works on its part, gradients are averaged.
+"""Several processes: batches are drawn alike, each works on its part, gradients are averaged.
 
-Frozen scorers are not wrapped. A mean over a batch is divided by the count of all processes, so that
-a step of two processes is the step of one on the whole batch.
+Frozen scorers are not wrapped. A mean over a batch is divided by the count of all processes: a step
+of two processes is the step of one on the whole batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def world() -> tuple[int, int]:
 
 @contextmanager
 def processes() -> Iterator[bool]:
-    """Join the group that ``torchrun`` set up (gloo), if it did; yield whether this is the first."""
+    """Join the group that ``torchrun`` set up, if it did; yield whether this is the first."""
     joined = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if joined:
         dist.init_process_group("gloo")

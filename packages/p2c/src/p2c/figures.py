@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .files import write_atomic
-from .pipeline import PipelineResult
+from .result import PipelineResult
 from .summary import Arm
 
 matplotlib.rcParams["svg.hashsalt"] = "p2c"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image, UnidentifiedImageError
 
 from .errors import InputError, require
@@ -126,6 +127,18 @@ def read_vinvl(path: str | Path) -> dict[str, np.ndarray]:
         require(bool(np.isfinite(features).all()), where, "NaN or infinite", "finite features")
         found[key] = features
     return found
+
+
+def read_names(path: str | Path) -> dict[str, list[str]]:
+    """Read a YAML mapping from an object to its other names."""
+    try:
+        objects: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise InputError(f"novel = {str(path)!r}: allowed is a YAML file; {text}") from None
+    good = isinstance(objects, dict) and bool(objects)
+    require(good, "novel", str(path), "a mapping from an object to its other names")
+    return {str(k): [str(x) for x in v or []] for k, v in objects.items()}
 
 
 def read_image(path: str | Path, size: int) -> np.ndarray:

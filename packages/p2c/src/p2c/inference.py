@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -166,7 +167,9 @@ def score_caption(
         "fluency": sum(fluency) / len(fluency) if fluency else 0.0,
     }
     if references:
-        lines = {k: [" ".join(tokenize(r)) for r in refs] for k, refs in enumerate(bank.references)}
+        lines: dict[Any, Any] = {
+            k: [" ".join(tokenize(r)) for r in refs] for k, refs in enumerate(bank.references)
+        }
         lines[BANK] = [" ".join(tokenize(r)) for r in references]
         found["cider"] = CiderD(lines).score(BANK, " ".join(tokenize(caption)))
     return found

@@ -7,7 +7,6 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from .association import SmallAssociation
 from .calibration import calibrate_margin, sweep_margins
 from .captioner import TagTransformerCaptioner
-from .config import PipelineConfig
+from .config import STAGE1_SETTINGS, STAGE2_SETTINGS, PipelineConfig
 from .detector import RegionDetector
 from .distributed import average_gradients, everywhere, part, world
 from .errors import NotFiniteError, require
@@ -26,11 +25,11 @@ from .files import load_tensors, save_tensors
 from .metrics import CiderD
 from .negatives import WordSwaps
 from .paraphrase import MaskedLMParaphraser, SmallMaskedLM, lexicon_tagger
+from .result import Accepted, PipelineResult
 from .rewards import WordCosines
 from .rl import SCSTLoss
 from .scenes import (
     RegionFeaturizer,
-    Scenes,
     check_held_out,
     make_corpus,
     make_scenes,
@@ -46,66 +45,6 @@ JUDGE_WIDTH = 24
 MARGINS = [round(0.02 * k, 2) for k in range(31)]
 
 
-@dataclass
-class Accepted:
-    """A paraphrase that the gate judged: images, both captions, A before and after."""
-
-    scene: int
-    before: str
-    after: str
-    a_before: float
-    a_after: float
-    accepted: bool
-    true_verb: str
-
-
-@dataclass
-class PipelineResult:
-    """What a run leaves.
-
-    Attributes
-    ----------
-    captions : dict
-        Arm ("no tags", "XE", "VIVO + XE", "stage 1", "stage 2") to one greedy caption per scene.
-    test, unseen : Scenes
-        The test scenes, and the same ones in a style that nothing was trained on (None without it).
-    unseen_captions : dict
-        As ``captions``, of those.
-    captioner : TagTransformerCaptioner
-        After the last stage.
-    evaluator_hits : dict
-        Arm to 0/1 per scene: does the evaluator retrieve the scene from its caption?
-    judge_scores, evaluator_scores : dict
-        Arm to the association of each scene with its caption, by the judge and by the evaluator.
-    paraphrases : list of Accepted
-        What stage 1 proposed for some unpaired scenes before it trained.
-    margin : float
-        Of the gate, as configured or calibrated.
-    sweep : list
-        Margin, accepted paraphrases and their precision on the validation scenes, if calibrated.
-    curves : dict
-        Stage to losses; "rewards" to the terms of every half-batch.
-    seconds, processor_seconds : dict
-        Stage to seconds by the clock, and of the processor.
-    """
-
-    config: PipelineConfig
-    captions: dict[str, list[str]] = field(default_factory=dict)
-    test: Scenes | None = None
-    unseen: Scenes | None = None
-    unseen_captions: dict[str, list[str]] = field(default_factory=dict)
-    captioner: TagTransformerCaptioner | None = None
-    evaluator_hits: dict[str, list[float]] = field(default_factory=dict)
-    judge_scores: dict[str, list[float]] = field(default_factory=dict)
-    evaluator_scores: dict[str, list[float]] = field(default_factory=dict)
-    paraphrases: list[Accepted] = field(default_factory=list)
-    margin: float = 0.1
-    sweep: list[list[float]] = field(default_factory=list)
-    curves: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    processor_seconds: dict[str, float] = field(default_factory=dict)
-
-
 # what `train` calls a stage -> the last module that it trains
 STAGES = {
     "lm": "LM",
@@ -115,15 +54,6 @@ STAGES = {
     "stage1": "stage 1",
     "stage2": "stage 2",
 }
-
-# settings that nothing before stage 1, and nothing before stage 2, depends on
-STAGE2_SETTINGS = frozenset(
-    "stage2_steps stage2_lr rl_batch samples baseline normalize association coverage repetition cider kl "
-    "explore distil".split()
-)
-STAGE1_SETTINGS = STAGE2_SETTINGS | frozenset(
-    "stage1_steps stage1_lr stage1_batch margin precision proposals choose policy average xe_weight xe_verbs anchor ground".split()
-)
 
 
 class _Reached(Exception):  # noqa: N818 (no error: the wanted stage is done)
@@ -568,7 +498,7 @@ class Pipeline:
         return found
 
     def _calibrated(self, net: TagTransformerCaptioner, distil: Distillation) -> float:
-        """Return the margin that reaches the wanted precision on scenes of a stream of their own."""
+        """Return the margin that reaches the wanted precision on scenes of their own stream."""
         c = self.config
         scenes = make_scenes(480, c.seed * 10 + 6, (0.3, 0.4, 0.3), **c.noise)
         if self.detector is not None:

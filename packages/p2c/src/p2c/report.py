@@ -12,7 +12,7 @@ import jinja2
 from .environment import describe
 from .figures import f1_bars, gallery, hacking, reward_curves, save_png
 from .files import write_text
-from .pipeline import PipelineResult
+from .result import PipelineResult
 from .summary import Arm, gains
 
 _PAGE = """<!doctype html>

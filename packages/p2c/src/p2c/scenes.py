@@ -16,8 +16,8 @@ from .errors import InputError, require
 from .world import GENERIC, HELD_OUT, THINGS, Event, describe_event, draw_event
 
 SIZE, CROP = 48, 24
-# Six figures of the box stand beside 64 components of unit spread: unscaled they drown, and captions
-# name the right relation in half of the scenes instead of nineteen of twenty
+# Six figures of the box stand beside 64 components of unit spread: unscaled they drown, and
+# captions name the right relation in half of the scenes instead of nineteen of twenty
 BOX_SCALE = 5.0
 _BY_WORD = {t.word: t for t in THINGS}
 

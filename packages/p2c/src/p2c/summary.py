@@ -16,7 +16,7 @@ from .metrics import (
     paired_bootstrap,
     tag_listing,
 )
-from .pipeline import PipelineResult
+from .result import PipelineResult
 from .world import HELD_OUT, NAMES
 
 
