@@ -94,25 +94,25 @@ class PipelineConfig:
     """
 
     seed: int = 0
-    paired: int = 2000
-    unpaired: int = 3000
-    judged: int = 6000
-    corpus: int = 6000
+    paired: int = 2500
+    unpaired: int = 2500
+    judged: int = 5000
+    corpus: int = 5000
     test: int = 300
     dim: int = 96
     layers: int = 2
     max_length: int = 10
-    lm_steps: int = 320
-    judge_steps: int = 300
-    vivo_steps: int = 300
-    xe_steps: int = 220
-    stage1_steps: int = 60
-    stage2_steps: int = 55
+    lm_steps: int = 300
+    judge_steps: int = 280
+    vivo_steps: int = 240
+    xe_steps: int = 200
+    stage1_steps: int = 36
+    stage2_steps: int = 40
     lr: float = 3e-3
     stage1_lr: float = 5e-4
     stage2_lr: float = 4e-4
     batch: int = 80
-    stage1_batch: int = 160
+    stage1_batch: int = 128
     rl_batch: int = 48
     margin: float = 0.1
     precision: float = 0.0
@@ -221,6 +221,7 @@ class PipelineConfig:
                 "vivo_steps": 500,
                 "xe_steps": 400,
                 "stage1_steps": 80,
+                "stage1_batch": 160,
                 "stage2_steps": 60,
                 "unseen_style": True,
                 "checkpoint_every": 100,
