@@ -120,7 +120,7 @@ class PipelineConfig:
     negatives: bool = True
     ground: bool = True
     anchor: float = 1.0
-    distil: float = 0.0
+    distil: float = 0.3
     choose: Literal["argmax", "sample", "top"] = "top"
     policy: Literal["verb", "non-noun", "all"] = "verb"
     average: Literal["masked", "accepted"] = "accepted"
@@ -132,7 +132,7 @@ class PipelineConfig:
     association: float = 1.0
     coverage: float = 1.0
     repetition: float = 1.0
-    cider: float = 0.1
+    cider: float = 0.02
     kl: float = 0.0
     explore: int = 2
     keep_vivo: float = 0.5
@@ -220,9 +220,9 @@ class PipelineConfig:
                 "judge_steps": 500,
                 "vivo_steps": 500,
                 "xe_steps": 400,
-                "stage1_steps": 80,
+                "stage1_steps": 70,
                 "stage1_batch": 160,
-                "stage2_steps": 60,
+                "stage2_steps": 50,
                 "unseen_style": True,
                 "checkpoint_every": 100,
             },
@@ -234,6 +234,7 @@ class PipelineConfig:
                 "choose": "argmax",
                 "proposals": 1,
                 "ground": False,
+                "distil": 0.0,
                 "anchor": 0.0,
                 "xe_verbs": True,
                 "average": "masked",
