@@ -260,20 +260,24 @@ def caption(
 
 def _copy_picture(path: Path, folder: Path, number: int = 0) -> str:
     """Write a picture beside a page, large enough to be seen; return its name."""
+    from .formats import read_image
+
+    return _write_large(read_image(path, 48), folder / f"picture_{number}.png")
+
+
+def _write_large(values: Any, path: Path) -> str:
+    """Write a picture (3, 48, 48) of values 0 to 1 six times as large; return its name."""
     import io
 
     from PIL import Image
 
     from .files import write_atomic
-    from .formats import read_image
 
-    pixels = (read_image(path, 48).transpose(1, 2, 0) * 255).round().astype("uint8")
-    large = Image.fromarray(pixels).resize((288, 288), Image.Resampling.NEAREST)
+    pixels = (values.transpose(1, 2, 0) * 255).round().astype("uint8")
     buffer = io.BytesIO()
-    large.save(buffer, "png")
-    name = f"picture_{number}.png"
-    write_atomic(folder / name, lambda file: file.write(buffer.getvalue()))
-    return name
+    Image.fromarray(pixels).resize((288, 288), Image.Resampling.NEAREST).save(buffer, "png")
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+    return path.name
 
 
 @app.command
@@ -351,12 +355,8 @@ def explain(scene: int, /, *, run: Path, html: Path | None = None) -> None:
     html
         Also write a page with the scene.
     """
-    import io
-
-    from PIL import Image
-
     from .config import PipelineConfig
-    from .files import read_json, write_atomic
+    from .files import read_json
     from .report import Section, write_report
     from .scenes import make_scenes
 
@@ -384,12 +384,8 @@ def explain(scene: int, /, *, run: Path, html: Path | None = None) -> None:
         print(f"{name}: {value}")
     if html is not None:
         scenes = make_scenes(scene + 1, config.seed * 10 + 2, (0.3, 0.4, 0.3), **config.noise)
-        pixels = (scenes.images[scene].numpy().transpose(1, 2, 0) * 255).round().astype("uint8")
-        large = Image.fromarray(pixels).resize((288, 288), Image.Resampling.NEAREST)
-        buffer = io.BytesIO()
-        large.save(buffer, "png")
-        write_atomic(html.parent / "scene.png", lambda file: file.write(buffer.getvalue()))
-        section = Section(f"Scene {scene}", columns=("", ""), rows=rows, figures=["scene.png"])
+        picture = _write_large(scenes.images[scene].numpy(), html.parent / "scene.png")
+        section = Section(f"Scene {scene}", columns=("", ""), rows=rows, figures=[picture])
         write_report(html, "A paraphrase and its judgement", run.name, [section])
 
 
