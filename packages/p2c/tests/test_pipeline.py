@@ -1,12 +1,20 @@
 """Scenes, files, pipeline, resume."""
 
 import json
+import socket
 
 import numpy as np
 import pytest
 import torch
 from p2c import InputError, Pipeline, PipelineConfig
-from p2c.formats import read_image, read_predictions, read_references, read_tags, read_vinvl
+from p2c.formats import (
+    read_features,
+    read_image,
+    read_predictions,
+    read_references,
+    read_tags,
+    read_vinvl,
+)
 from p2c.report import flags_of
 from p2c.scenes import check_held_out, make_corpus, make_scenes, unseen_font
 from p2c.summary import summarize, unseen_f1
@@ -193,6 +201,42 @@ def test_tags_and_features(tmp_path):
         else:
             with pytest.raises(InputError, match="finite features"):
                 read_vinvl(path)
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_features_from_archives(tmp_path, kind):
+    path = tmp_path / f"f.{kind}"
+
+    def save(**arrays):
+        if kind == "npz":
+            np.savez(path, **arrays)
+        else:
+            pytest.importorskip("safetensors.numpy").save_file(arrays, str(path))
+
+    save(a=np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert read_features(path)["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    save(a=np.full((2, 3), np.nan, np.float32))
+    with pytest.raises(InputError, match="NaN or infinite"):
+        read_features(path)
+    save(a=np.zeros(3, np.float32))
+    with pytest.raises(InputError, match="boxes, features"):
+        read_features(path)
+    path.write_bytes(b"broken")
+    with pytest.raises(InputError, match="readable archive"):
+        read_features(path)
+    with pytest.raises(InputError, match=r"\.npz or \.safetensors"):
+        read_features(tmp_path / "f.txt")
+
+
+def test_nothing_asks_the_network(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    short = {**TINY, "ablations": False, "unseen_style": True, "detector": "trained"}
+    run = Pipeline(PipelineConfig.from_dict(short)).run(tmp_path)
+    assert len(run.captions["stage 2"]) == 20
 
 
 @pytest.mark.parametrize(
