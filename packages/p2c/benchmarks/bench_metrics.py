@@ -57,7 +57,7 @@ def main() -> None:
             "p2c, Python": lambda: python.scores(keys, many),
             "pycocoevalcap": lambda: Cider().compute_score(gts, res),
         },
-        5,
+        3,
     )
     goals = [
         goal(
