@@ -29,7 +29,9 @@ def step(folder):
     batch = p._batch("unpaired", index)
     greedy = net.generate(batch.encode(net), greedy=True).ids[:, 0]
     made = distil.propose(greedy, batch, copy.deepcopy(g))
-    loss = distil.loss(net, batch, g) + p._xe_batch(net, g, 8) + p._vivo_batch(net, g)
+    # as in stage 1, what all processes draw alike comes first: proposals draw per process
+    shared = p._xe_batch(net, g, 8) + p._vivo_batch(net, g)
+    loss = shared + distil.loss(net, batch, g)
     loss.backward()
     parameters = [q for q in net.parameters() if q.requires_grad]
     average_gradients(parameters)
