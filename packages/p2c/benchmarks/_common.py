@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -50,14 +51,24 @@ def goal(name: str, bar: str, measured: str, met: bool | None, note: str = "") -
     return {**row, "note": note} if note else row
 
 
-def write(out: Path, name: str, title: str, goals: list[Any], tables: list[Any]) -> None:
+def command(script: str) -> str:
+    """Return the command that was run; a path is given by its last part."""
+    words = [Path(w).name if os.sep in w else w for w in sys.argv[1:]]
+    if "--out" in words:
+        words[words.index("--out") + 1] = "benchmarks/results"
+    return " ".join([f"python benchmarks/{script}.py", *words])
+
+
+def write(
+    out: Path, name: str, title: str, goals: list[Any], tables: list[Any], script: str = ""
+) -> None:
     result = {
         "schema_version": 1,
         "package": "p2c",
         "version": version("p2c"),
         "benchmark": name,
         "title": title,
-        "command": f"python benchmarks/{name}.py --out benchmarks/results",
+        "command": command(script or name),
         "environment": describe(1, ("torch", "numpy", "pycocoevalcap", "transformers")),
         "goals": goals,
         "tables": tables,

@@ -2,18 +2,23 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from p2c import (
     HFAssociation,
+    InputError,
     MaskedLMParaphraser,
+    OpenClipAssociation,
     RewardSum,
     SmallAssociation,
     SmallMaskedLM,
     Vocabulary,
+    WordSwaps,
     association_probability,
     swap_gate,
 )
+from p2c.calibration import calibrate_margin, sweep_margins
 from p2c.paraphrase import lexicon_tagger
 from p2c.vocabulary import MASK
 
@@ -80,6 +85,64 @@ def test_equals_clip_of_transformers():
     expected = 0.5 * (logits.softmax(1).diagonal() + logits.softmax(0).diagonal())
     got = association_probability(judge.encode_image(pixels), judge.encode_text(ids), judge.scale)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_equals_clip_of_open_clip():
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
+    torch.manual_seed(0)
+    model = open_clip.CLIP(
+        embed_dim=8,
+        vision_cfg={"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1},
+        text_cfg={"context_length": 6, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1},
+    )
+    judge = OpenClipAssociation(model)
+    pixels, ids = torch.randn(4, 3, 16, 16), torch.randint(1, 19, (4, 6))
+    ids[:, -1] = 19  # the end of the text has the highest number
+    with torch.no_grad():
+        logits, _ = model.get_logits(pixels, ids)
+    expected = 0.5 * (logits.softmax(1).diagonal() + logits.softmax(0).diagonal())
+    got = association_probability(judge.encode_image(pixels), judge.encode_text(ids), judge.scale)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_open_clip_refuses_other_models():
+    with pytest.raises(InputError, match="a CLIP model of open_clip"):
+        OpenClipAssociation(torch.nn.Linear(2, 2))
+
+
+def test_hard_negatives_swap_one_word_and_never_a_synonym():
+    v = Vocabulary(["a", "zebra", "bus", "couch", "sofa", "sits", "hides", "stands"])
+    swaps = WordSwaps(
+        v, [[["sits"], ["hides"], ["stands"]], [["zebra"], ["bus"], ["couch", "sofa"]]], ["stands"]
+    )
+    ids = v.encode_all(["a zebra sits a couch", "a sofa stands", ""] * 40, 6)
+    made = swaps(ids, torch.Generator().manual_seed(0))
+    for row, (verb, noun) in enumerate(zip(v.decode_all(made[:, 0]), v.decode_all(made[:, 1]))):
+        kind = row % 3
+        if kind == 0:
+            assert verb in ("a zebra hides a couch", "a zebra stands a couch")
+            changed = [
+                (a, b) for a, b in zip(["a", "zebra", "sits", "a", "couch"], noun.split()) if a != b
+            ]
+            assert len(changed) == 1
+            assert changed[0] not in {("couch", "sofa")}
+        if kind == 1:
+            assert verb == ""  # any verb might be the truth where a person said "stands"
+            assert noun in ("a zebra stands", "a bus stands")
+        if kind == 2:
+            assert (verb, noun) == ("", "")
+
+
+def test_the_judge_learns_what_its_negatives_swap():
+    """Captions with swapped words make the loss harder; rows without a word change nothing."""
+    torch.manual_seed(0)
+    net = SmallAssociation(9, 3, dim=16, width=8, text_layers=0, size=16)
+    images, ids = torch.rand(2, 3, 16, 16), torch.tensor([[5, 6, 0], [7, 8, 0]])
+    wrong = torch.tensor([[[5, 8, 0], [0, 0, 0]], [[0, 0, 0], [7, 6, 0]]])
+    plain, hard = net.loss(images, ids), net.loss(images, ids, wrong)
+    assert float(hard.detach()) > float(plain.detach())
+    none = net.loss(images, ids, torch.zeros_like(wrong))
+    torch.testing.assert_close(none, plain)
 
 
 @pytest.mark.parametrize("layers", [0, 1])
@@ -154,3 +217,15 @@ def test_two_processes_equal_one(tmp_path):
     parts = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)]
     expected = association_probability(v, c, 9.0, swapped=new)
     assert float((torch.cat(parts) - expected).abs().max()) < 1e-12
+
+
+def test_margin_sweep_counts_and_chooses():
+    gains = np.array([0.05, 0.15, 0.25, 0.35, 0.45])
+    right = np.array([False, True, False, True, True])
+    points = sweep_margins(gains, right, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert [p.accepted for p in points] == [5, 4, 3, 2, 1, 0]
+    assert [p.precision for p in points] == pytest.approx([0.6, 0.75, 2 / 3, 1.0, 1.0, 0.0])
+    assert calibrate_margin(points, 0.75, least=1) == 0.1
+    assert calibrate_margin(points, 0.9, least=2) == 0.3
+    assert calibrate_margin(points, 0.9, least=4) == 0.1  # none reaches it: the most precise
+    assert calibrate_margin(points, 0.9, least=9) == 0.0  # too few proposals to tell

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
-from p2c import PipelineConfig
+from p2c import Pipeline, PipelineConfig
 from p2c.cli import main
+from p2c.files import load_tensors
 
 from .test_pipeline import TINY
 
@@ -86,6 +88,92 @@ def test_pipeline_then_caption(tmp_path, monkeypatch, capsys):
         run / "captioner.pt", "--tags", "unicorn",
     )  # fmt: skip
     assert (code, "tags = 'unicorn'" in err) == (2, True)
+    (tmp_path / "new.yaml").write_text("unicorn: a horse with a hat\n")
+    code, out, err = call(
+        monkeypatch, capsys, "caption", tmp_path / "d" / "0.png", "--checkpoint",
+        run / "captioner.pt", "--tags", "unicorn", "--constrain", "unicorn", "--objects",
+        tmp_path / "new.yaml", "--html", tmp_path / "page" / "captions.html",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "unicorn" in out.rpartition(":")[2]
+    assert "picture_0.png" in (tmp_path / "page" / "captions.html").read_text()
+    assert (tmp_path / "page" / "picture_0.png").exists()
+    check_score(tmp_path, run, monkeypatch, capsys)
+    check_explain(tmp_path, run, monkeypatch, capsys)
+
+
+def check_score(tmp_path, run, monkeypatch, capsys):
+    """Every term is there; a caption that repeats a word loses what the definition says."""
+    found = {}
+    for text in ("a zebra stands on a bus", "zebra zebra zebra"):
+        code, out, err = call(
+            monkeypatch, capsys, "score", tmp_path / "d" / "0.png", text, "--checkpoint",
+            run / "captioner.pt", "--tags", "zebra", "--refs", "a zebra stands on a bus", "--json",
+            "--html", tmp_path / "page" / "score.html",
+        )  # fmt: skip
+        assert (code, err) == (0, "")
+        found[text] = json.loads(out)
+    good, hacked = found.values()
+    assert set(good) == {"association", "cosine", "coverage", "repetition", "fluency", "cider"}
+    assert (hacked["repetition"], good["coverage"]) == (pytest.approx(0, abs=1e-6), 0.6)
+    assert good["cider"] > hacked["cider"]
+    assert good["fluency"] < 0
+    assert "probability of retrieval" in (tmp_path / "page" / "score.html").read_text()
+    code, _, err = call(
+        monkeypatch, capsys, "score", tmp_path / "none.png", "a", "--checkpoint",
+        run / "captioner.pt",
+    )  # fmt: skip
+    assert (code, "readable picture" in err) == (2, True)
+
+
+def check_explain(tmp_path, run, monkeypatch, capsys):
+    rows = json.loads((run / "paraphrases.json").read_text())
+    if not rows:  # so short a training may leave captions without a verb
+        rows = [{"scene": 3, "before": "a bus stands", "after": "a bus stops", "a_before": 0.1,
+                 "a_after": 0.4, "accepted": True, "true_verb": "stops"}]  # fmt: skip
+        (run / "paraphrases.json").write_text(json.dumps(rows))
+    code, out, err = call(
+        monkeypatch, capsys, "explain", rows[0]["scene"], "--run", run, "--html",
+        tmp_path / "page" / "explain.html",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert f"greedy caption: {rows[0]['before']}" in out
+    assert "the margin is 0.1" in out
+    assert (tmp_path / "page" / "scene.png").exists()
+    code, _, err = call(monkeypatch, capsys, "explain", 99_999, "--run", run)
+    assert (code, "scene = 99999" in err) == (2, True)
+
+
+def test_train_stops_after_its_stage_and_the_pipeline_goes_on(tmp_path, monkeypatch, capsys):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**TINY, "ablations": False}))
+    here = ("--config", tmp_path / "c.yaml", "--out", tmp_path / "run")
+    assert call(monkeypatch, capsys, "train", "vivo", *here)[0] == 0
+    done = load_tensors(tmp_path / "run" / "checkpoint.pt")["done"]
+    assert list(done) == ["LM", "judge", "evaluator", "VIVO"]
+    code, out, _ = call(monkeypatch, capsys, "train", "stage1", *here, "--resume")
+    assert (code, "stage1 is trained" in out) == (0, True)
+    assert call(monkeypatch, capsys, "pipeline", *here, "--resume")[0] == 0
+    cut = load_tensors(tmp_path / "run" / "captioner.pt")["captioner"]
+    whole = Pipeline(PipelineConfig.from_yaml(tmp_path / "c.yaml")).run().captioner.state_dict()
+    assert all(torch.equal(cut[k], whole[k]) for k in whole)
+    code, _, err = call(monkeypatch, capsys, "train", "stage3", *here)
+    assert (code, "stage = 'stage3'" in err) == (2, True)
+
+
+def test_split(tmp_path, monkeypatch, capsys):
+    (tmp_path / "c.json").write_text(json.dumps({
+        "images": [{"id": 1}, {"id": 2}],
+        "annotations": [{"image_id": 1, "caption": "a sofa"}, {"image_id": 2, "caption": "a cat"}],
+    }))  # fmt: skip
+    code, out, _ = call(
+        monkeypatch, capsys, "data", "split", tmp_path / "c.json", "--out", tmp_path / "dcc"
+    )
+    assert (code, "couch: 1 images" in out, "train 1, val 1, test 0" in out) == (0, True, True)
+    (tmp_path / "plain.json").write_text('{"1": ["a sofa"]}')
+    code, _, err = call(
+        monkeypatch, capsys, "data", "split", tmp_path / "plain.json", "--out", tmp_path / "dcc"
+    )
+    assert (code, "a COCO caption file" in err) == (2, True)
 
 
 def test_demo_writes_everything_its_result_names(tmp_path, monkeypatch, capsys):

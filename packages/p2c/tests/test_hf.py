@@ -63,6 +63,50 @@ def test_greedy_equals_transformers_and_log_probs_agree(name):
     torch.testing.assert_close(again, drawn.log_prob, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["blip", "ved"])
+def test_five_samples_are_those_of_transformers(name):
+    """One set of weights, one seed: the cached decoder draws the same words as `generate`."""
+    model = models()[name]
+    captioner = HFCaptioner(model, 1, 2, 0)
+    pixels = torch.randn(3, 3, 16, 16)
+    settings = {"max_new_tokens": 8, "do_sample": True, "top_k": 0, "num_beams": 1,
+                "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+    with torch.no_grad():
+        memory = captioner.encode(pixels)
+        torch.manual_seed(5)
+        ours = captioner.generate(memory, 5, 8).ids.flatten(0, 1)
+        torch.manual_seed(5)
+        if name == "blip":
+            states = memory.states.repeat_interleave(5, 0)
+            theirs = model.text_decoder.generate(
+                input_ids=torch.ones(15, 1, dtype=torch.long), encoder_hidden_states=states,
+                encoder_attention_mask=torch.ones(states.shape[:2]), **settings,
+            )  # fmt: skip
+        else:
+            theirs = model.generate(
+                pixel_values=pixels, decoder_start_token_id=1, num_return_sequences=5, **settings
+            )
+    assert torch.equal(ours, theirs[:, 1 : 1 + ours.shape[1]])
+    assert len(ours.unique(dim=0)) > 5
+
+
+@pytest.mark.parametrize("name", ["blip", "ved"])
+def test_cached_decoder_equals_recomputing(name):
+    model = models()[name]
+    captioner = HFCaptioner(model, 1, 2, 0)
+    with torch.no_grad():
+        memory = captioner.encode(torch.randn(2, 3, 16, 16))
+        cached = captioner.generate(memory, 3, 6, generator=torch.Generator().manual_seed(1))
+        slow = HFCaptioner(model, 1, 2, 0)
+        model.train()  # dropout: the cache is not used, whatever its rate
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        again = slow.generate(memory, 3, 6, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(cached.ids, again.ids)
+    torch.testing.assert_close(cached.log_prob, again.log_prob, atol=1e-5, rtol=1e-5)
+
+
 def test_gradient_reaches_the_decoder():
     model = models()["ved"]
     captioner = HFCaptioner(model, 1, 2, 0)

@@ -1,5 +1,6 @@
 """Metrics against numbers of pycocoevalcap and closed forms."""
 
+import shutil
 from itertools import permutations
 
 import numpy as np
@@ -119,6 +120,26 @@ def test_java_metrics_say_what_is_missing(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match="needs Java"):
         metrics.evaluate({1: "a"}, {1: ["a"]}, ["meteor"])
+
+
+@pytest.mark.peer
+def test_meteor_runs_in_java():
+    """Identical captions are perfect up to METEOR's chunk penalty; a synonym counts (sofa)."""
+    pytest.importorskip("pycocoevalcap")
+    if shutil.which("java") is None:
+        pytest.skip("Java is not installed")
+    refs = {0: ["a zebra stands next to a couch"]}
+    scores = [
+        metrics.evaluate({0: text}, refs, ["meteor"])["METEOR"]
+        for text in (
+            "a zebra stands next to a couch",
+            "a zebra stands next to a sofa",
+            "two pizzas",
+        )
+    ]
+    assert scores[0] > 0.99
+    assert scores[0] >= scores[1] > 0.4
+    assert scores[2] < 0.1
 
 
 def test_unknown_metric():

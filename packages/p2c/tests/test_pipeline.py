@@ -1,21 +1,29 @@
 """Scenes, files, pipeline, resume."""
 
 import json
+import socket
 
 import numpy as np
 import pytest
 import torch
 from p2c import InputError, Pipeline, PipelineConfig
-from p2c.formats import read_image, read_predictions, read_references, read_tags, read_vinvl
+from p2c.formats import (
+    read_features,
+    read_image,
+    read_predictions,
+    read_references,
+    read_tags,
+    read_vinvl,
+)
 from p2c.report import flags_of
-from p2c.scenes import check_held_out, make_corpus, make_scenes
-from p2c.summary import summarize
+from p2c.scenes import check_held_out, make_corpus, make_scenes, unseen_font
+from p2c.summary import summarize, unseen_f1
 from p2c.world import HELD_OUT, RICH_VERBS
 
 TINY = {
     "paired": 60, "unpaired": 60, "judged": 80, "corpus": 80, "test": 20, "dim": 16, "layers": 1,
     "lm_steps": 3, "judge_steps": 3, "vivo_steps": 3, "xe_steps": 4, "stage1_steps": 3,
-    "stage2_steps": 4, "batch": 16, "rl_batch": 8, "samples": 3,
+    "stage2_steps": 4, "batch": 16, "stage1_batch": 8, "rl_batch": 8, "samples": 3,
 }  # fmt: skip
 
 
@@ -85,9 +93,37 @@ def test_resume_refuses_another_configuration(tmp_path):
         Pipeline(config).run(tmp_path, resume=True)
 
 
+def test_settings_of_stages_to_come_may_change_on_resume(tmp_path):
+    config = PipelineConfig.from_dict({**TINY, "ablations": False})
+    Pipeline(config).train("xe", tmp_path)
+    other = config.with_(margin=0.2, cider=0.0)
+    run = Pipeline(other).run(tmp_path, resume=True)
+    assert run.captions == Pipeline(other).run().captions
+    with pytest.raises(InputError, match="as far as it was trained"):
+        Pipeline(config).run(tmp_path, resume=True)
+
+
+def test_detectors_and_the_unseen_style():
+    """The truth names both objects; a trained detector's tags reach the captioner."""
+    truth = PipelineConfig.from_dict({**TINY, "detector": "truth", "ablations": False})
+    p = Pipeline(truth)
+    p._prepare()
+    for tags, event in zip(p.test.tags, p.test.events):
+        assert set(tags) == {event.first.word, event.second.word}
+    trained = truth.with_(detector="trained", detector_steps=4, unseen_style=True)
+    run = Pipeline(trained).run()
+    assert "detector" in run.curves
+    if unseen_font() is None:
+        pytest.skip("Noto Color Emoji is not installed (Debian: fonts-noto-color-emoji)")
+    assert run.unseen.events == run.test.events
+    assert not torch.equal(run.unseen.images, run.test.images)
+    assert set(unseen_f1(run)) == set(run.captions)
+
+
 def test_variants_run():
     for changes in (
-        {"baseline": "loo", "kl": 0.1, "choose": "argmax"},
+        {"baseline": "loo", "kl": 0.1, "choose": "argmax", "distil": 0.5},
+        {"anchor": 0.0, "negatives": False, "proposals": 1, "policy": "all"},
         {"baseline": "group", "normalize": "mean", "explore": 0, "coverage": 0.0},
     ):
         run = Pipeline(PipelineConfig.from_dict({**TINY, **changes, "ablations": False})).run()
@@ -165,6 +201,42 @@ def test_tags_and_features(tmp_path):
         else:
             with pytest.raises(InputError, match="finite features"):
                 read_vinvl(path)
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_features_from_archives(tmp_path, kind):
+    path = tmp_path / f"f.{kind}"
+
+    def save(**arrays):
+        if kind == "npz":
+            np.savez(path, **arrays)
+        else:
+            pytest.importorskip("safetensors.numpy").save_file(arrays, str(path))
+
+    save(a=np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert read_features(path)["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    save(a=np.full((2, 3), np.nan, np.float32))
+    with pytest.raises(InputError, match="NaN or infinite"):
+        read_features(path)
+    save(a=np.zeros(3, np.float32))
+    with pytest.raises(InputError, match="boxes, features"):
+        read_features(path)
+    path.write_bytes(b"broken")
+    with pytest.raises(InputError, match="readable archive"):
+        read_features(path)
+    with pytest.raises(InputError, match=r"\.npz or \.safetensors"):
+        read_features(tmp_path / "f.txt")
+
+
+def test_nothing_asks_the_network(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    short = {**TINY, "ablations": False, "unseen_style": True, "detector": "trained"}
+    run = Pipeline(PipelineConfig.from_dict(short)).run(tmp_path)
+    assert len(run.captions["stage 2"]) == 20
 
 
 @pytest.mark.parametrize(

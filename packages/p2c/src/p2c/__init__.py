@@ -4,6 +4,7 @@ from . import metrics
 from .association import (
     AssociationModel,
     HFAssociation,
+    OpenClipAssociation,
     SmallAssociation,
     association_probability,
     swap_gate,
@@ -11,10 +12,15 @@ from .association import (
 from .captioner import Captioner, Captions, TagTransformerCaptioner
 from .config import PipelineConfig
 from .decode import beam_search, constrained_beam
+from .detector import RegionDetector
 from .errors import InputError, NotFiniteError
 from .hf import HFCaptioner
+from .hf_paraphrase import HFMaskedLM, T5SpanParaphraser
+from .negatives import WordSwaps
+from .new_objects import add_objects
 from .paraphrase import MaskedLMParaphraser, SmallMaskedLM
-from .pipeline import Pipeline, PipelineResult
+from .pipeline import Pipeline
+from .result import PipelineResult
 from .rewards import RewardSum, WordCosines
 from .rl import SCSTLoss
 from .stages import Distillation, SelfParaphrase
@@ -27,20 +33,26 @@ __all__ = [
     "Distillation",
     "HFAssociation",
     "HFCaptioner",
+    "HFMaskedLM",
     "InputError",
     "MaskedLMParaphraser",
     "NotFiniteError",
+    "OpenClipAssociation",
     "Pipeline",
     "PipelineConfig",
     "PipelineResult",
+    "RegionDetector",
     "RewardSum",
     "SCSTLoss",
     "SelfParaphrase",
     "SmallAssociation",
     "SmallMaskedLM",
+    "T5SpanParaphraser",
     "TagTransformerCaptioner",
     "Vocabulary",
     "WordCosines",
+    "WordSwaps",
+    "add_objects",
     "association_probability",
     "beam_search",
     "constrained_beam",

@@ -164,18 +164,35 @@ class SmallAssociation(nn.Module):
         mean = (x * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
         return F.normalize(self.text(mean), dim=-1)
 
-    def loss(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Return the symmetric contrastive loss; captions that are equal count as one class."""
+    def loss(
+        self,
+        images: Float[Tensor, "batch 3 size size"],
+        ids: Int[Tensor, "batch length"],
+        negatives: Int[Tensor, "batch negatives length"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the symmetric contrastive loss; captions that are equal count as one class.
+
+        Parameters
+        ----------
+        images, ids
+            Pairs.
+        negatives : (batch, negatives, length), optional
+            Captions that do not fit the image although most of their words do (see `WordSwaps`):
+            each image must tell its caption from them too. Rows without a word are left out.
+        """
         v, t = self.encode_image(images), self.encode_text(ids)
         scores = self.scale * v @ t.T
         same = (ids[:, None] == ids[None]).all(-1)
         target = same / same.sum(1, keepdim=True)
-        return (
-            -0.5
-            * (
-                (target * scores.log_softmax(1)).sum(1) + (target * scores.log_softmax(0).T).sum(1)
-            ).mean()
-        )
+        to_text = scores
+        if negatives is not None:
+            wrong = self.encode_text(negatives.flatten(0, 1)).unflatten(0, negatives.shape[:2])
+            hard = self.scale * torch.einsum("bd,bnd->bn", v, wrong)
+            hard = hard.masked_fill(negatives[..., 0] == PAD, -1e4)
+            to_text = torch.cat([scores, hard], 1)
+        forward = (target * to_text.log_softmax(1)[:, : len(ids)]).sum(1)
+        backward = (target * scores.log_softmax(0).T).sum(1)
+        return -0.5 * (forward + backward).mean()
 
 
 class HFAssociation:
@@ -200,3 +217,40 @@ class HFAssociation:
         """Return unit vectors of captions."""
         pooled = self.model.text_model(input_ids=ids).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
+
+
+class OpenClipAssociation:
+    """A CLIP model of ``open_clip`` as judge; captions are its tokenizer's numbers.
+
+    Parameters
+    ----------
+    model : open_clip.CLIP or CustomTextCLIP
+        Nothing is downloaded: load the weights before.
+
+    Raises
+    ------
+    InputError
+        The model has no image and text towers with a scale.
+    """
+
+    def __init__(self, model: Any) -> None:
+        whole = all(hasattr(model, n) for n in ("encode_image", "encode_text", "logit_scale"))
+        require(whole, "model", type(model).__name__, "a CLIP model of open_clip")
+        self.model = model.eval()
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosines."""
+        return torch.as_tensor(self.model.logit_scale.exp())
+
+    @torch.no_grad()
+    def encode_image(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch dim"]:
+        """Return unit vectors of pixels that went through the model's own transform."""
+        return F.normalize(self.model.encode_image(images), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch dim"]:
+        """Return unit vectors of captions."""
+        return F.normalize(self.model.encode_text(ids), dim=-1)

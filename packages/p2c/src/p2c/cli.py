@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-import yaml
 from cyclopts import Parameter
 
+from .cli_data import data_app
 from .errors import InputError, NotFiniteError, require
 
 app = cyclopts.App(
@@ -26,13 +26,15 @@ app = cyclopts.App(
     - `p2c pipeline --config run.yaml --out run/ --resume`
     - `p2c evaluate preds.json --refs refs.json --novel novel.yaml --html report.html`
     - `p2c caption picture.png --checkpoint run/captioner.pt --tags zebra,bus --constrain zebra`
+    - `p2c score picture.png "a zebra sits on a bus" --checkpoint run/captioner.pt --tags zebra,bus`
+    - `p2c explain 17 --run run/`
+    - `p2c train stage1 --preset tiny --out run/`
     - `p2c ablate --grid association,coverage,repetition --out ablation/`
     - `p2c data make --count 100 --out scenes/`
 
     Exit codes: 0 success, 2 bad input, 3 the computation says no, 130 Ctrl-C.
     """,
 )
-data_app = cyclopts.App(name="data", help="Make and check scenes.")
 app.command(data_app)
 
 
@@ -112,6 +114,8 @@ def pipeline(
     featurizer = {k: getattr(run.featurizer, k) for k in ("mean", "basis", "spread")}
     state = {
         "captioner": result.captioner.state_dict(),
+        "judge": run.judge.state_dict(),
+        "lm": run.lm.state_dict(),
         "featurizer": featurizer,
         "config": settings.as_dict(),
     }
@@ -126,6 +130,7 @@ def pipeline(
             "cider": {k: a.cider for k, a in arms.items()},
         },
     )
+    write_json(out / "paraphrases.json", [vars(a) for a in result.paraphrases])
     write_run_report(out, result, arms)
     for title, arm_ in arms.items():
         print(f"{title}: novel F1 {arm_.novel.macro}, CIDEr in {arm_.cider.get('in', 0):.2f}")
@@ -158,7 +163,7 @@ def evaluate(
     html
         Also write a page.
     """
-    from .formats import read_predictions, read_references
+    from .formats import read_names, read_predictions, read_references
     from .metrics import domain_table, novel_f1, tag_listing
     from .report import Section, write_report
 
@@ -178,7 +183,7 @@ def evaluate(
     sections = [Section("Metrics", columns=("domain", *names), rows=rows)]
     flags = []
     if novel is not None:
-        objects = _objects(novel)
+        objects = read_names(novel)
         score = novel_f1(found, references, objects)
         f1_rows: list[tuple[Any, ...]] = [
             (t, score.intervals[t], *score.counts[t]) for t in score.f1
@@ -200,17 +205,6 @@ def evaluate(
         write_report(html, "Captions against references", lead, sections, flags)
 
 
-def _objects(path: Path) -> dict[str, list[str]]:
-    try:
-        objects: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())[:120]
-        raise InputError(f"novel = {str(path)!r}: allowed is a YAML file; {text}") from None
-    good = isinstance(objects, dict) and bool(objects)
-    require(good, "novel", str(path), "a mapping from an object to its other names")
-    return {str(k): [str(x) for x in v or []] for k, v in objects.items()}
-
-
 @app.command
 def caption(
     images: Annotated[list[Path], Parameter(negative=())],
@@ -220,6 +214,8 @@ def caption(
     tags: str = "",
     beam: int = 5,
     constrain: str = "",
+    objects: Path | None = None,
+    html: Path | None = None,
 ) -> None:
     """Caption pictures of one scene each, with a captioner that `p2c pipeline` trained.
 
@@ -238,11 +234,202 @@ def caption(
         Width of the search.
     constrain
         Objects that the caption must name.
+    objects
+        YAML file with new objects, a line each, `settee: couch` or `unicorn: a horse with a hat`:
+        they can be tags and constraints at once, without training.
+    html
+        Also write a page with the pictures.
     """
     from .inference import caption_images
+    from .new_objects import read_objects
+    from .report import Section, write_report
 
-    for path, text in zip(images, caption_images(images, checkpoint, tags, beam, constrain)):
+    new = read_objects(objects) if objects else {}
+    found = caption_images(images, checkpoint, tags, beam, constrain, new)
+    for path, text in zip(images, found):
         print(f"{path}: {text}")
+    if html is not None:
+        sections = [
+            Section(f"{path.name}: {text or 'no caption meets the constraints'}",
+                    figures=[_copy_picture(path, html.parent, n)])
+            for n, (path, text) in enumerate(zip(images, found))
+        ]  # fmt: skip
+        lead = f"Beam {beam}; tags: {tags or 'none'}; must name: {constrain or 'nothing'}."
+        write_report(html, "Captions", lead, sections)
+
+
+def _copy_picture(path: Path, folder: Path, number: int = 0) -> str:
+    """Write a picture beside a page, large enough to be seen; return its name."""
+    from .formats import read_image
+
+    return _write_large(read_image(path, 48), folder / f"picture_{number}.png")
+
+
+def _write_large(values: Any, path: Path) -> str:
+    """Write a picture (3, 48, 48) of values 0 to 1 six times as large; return its name."""
+    import io
+
+    from PIL import Image
+
+    from .files import write_atomic
+
+    pixels = (values.transpose(1, 2, 0) * 255).round().astype("uint8")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((288, 288), Image.Resampling.NEAREST).save(buffer, "png")
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+    return path.name
+
+
+@app.command
+def score(
+    image: Path,
+    text: str,
+    /,
+    *,
+    checkpoint: Path,
+    tags: str = "",
+    refs: Annotated[list[str] | None, Parameter(negative=())] = None,
+    json: bool = False,
+    html: Path | None = None,
+) -> None:
+    """Show every reward term of a caption of a picture.
+
+    Example: `p2c score a.png "a zebra on a bus" --checkpoint run/captioner.pt --tags zebra,bus`
+
+    Parameters
+    ----------
+    image
+        Picture.
+    text
+        Caption.
+    checkpoint
+        captioner.pt of `p2c pipeline`.
+    tags
+        Objects, as a detector would name them; without them the coverage is 0.
+    refs
+        Reference captions; without them there is no CIDEr.
+    json
+        Print JSON.
+    html
+        Also write a page.
+    """
+    import json as encoder
+
+    from .inference import score_caption, split_words
+    from .report import Section, write_report
+
+    found = score_caption(image, text, checkpoint, split_words(tags), refs or ())
+    if json:
+        print(encoder.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name}: {value:.4f}")
+    if html is not None:
+        says = {
+            "association": "probability of retrieval among 48 scenes and captions, at most 0.8",
+            "cosine": "of the judge's vectors",
+            "coverage": "tags matched to words, at most 0.6",
+            "repetition": "1 for words that do not resemble one another, at most 0.5",
+            "fluency": "mean log-probability of each word by the language model",
+            "cider": "against the given references, 0 to 10",
+        }
+        rows = [(name, f"{value:.4f}", says[name]) for name, value in found.items()]
+        section = Section(text, columns=("term", "value", "what"), rows=rows,
+                          figures=[_copy_picture(image, html.parent)])  # fmt: skip
+        lead = f"{image.name}; tags: {tags or 'none'}."
+        write_report(html, "Reward terms of a caption", lead, [section])
+
+
+@app.command
+def explain(scene: int, /, *, run: Path, html: Path | None = None) -> None:
+    """Show what stage 1 proposed for an unpaired scene, and whether the gate took it.
+
+    Example: `p2c explain 17 --run run/`
+
+    Parameters
+    ----------
+    scene
+        Number of the scene.
+    run
+        Folder of `p2c pipeline`.
+    html
+        Also write a page with the scene.
+    """
+    from .config import PipelineConfig
+    from .files import read_json
+    from .report import Section, write_report
+    from .scenes import make_scenes
+
+    found = read_json(run / "paraphrases.json", "run")
+    settings = read_json(run / "run.json", "run")
+    asked = {row["scene"]: row for row in found}
+    some = ", ".join(map(str, list(asked)[:8]))
+    require(scene in asked, "scene", scene, f"a scene that was asked about: {some}, ...")
+    row = asked[scene]
+    config = PipelineConfig.from_dict(settings["config"])
+    words = row["before"].split(), row["after"].split()
+    masked = " ".join("[MASK]" if a != b else a for a, b in zip(*words))
+    gain, verdict = row["a_after"] - row["a_before"], "yes" if row["accepted"] else "no"
+    rows = [
+        ("greedy caption", row["before"]),
+        ("masked", masked),
+        ("paraphrase", row["after"]),
+        ("A before", f"{row['a_before']:.4f}"),
+        ("A after", f"{row['a_after']:.4f}"),
+        ("gain", f"{gain:.4f}; the margin is {config.margin}"),
+        ("accepted", verdict),
+        ("true verb", row["true_verb"]),
+    ]
+    for name, value in rows:
+        print(f"{name}: {value}")
+    if html is not None:
+        scenes = make_scenes(scene + 1, config.seed * 10 + 2, (0.3, 0.4, 0.3), **config.noise)
+        picture = _write_large(scenes.images[scene].numpy(), html.parent / "scene.png")
+        section = Section(f"Scene {scene}", columns=("", ""), rows=rows, figures=[picture])
+        write_report(html, "A paraphrase and its judgement", run.name, [section])
+
+
+@app.command
+def train(
+    stage: str,
+    /,
+    *,
+    out: Path,
+    preset: str | None = None,
+    config: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Train up to one stage: lm, judge, vivo, xe, stage1, stage2; `p2c pipeline --resume` goes on.
+
+    Under `torchrun --nproc-per-node 2 -m p2c.cli train ...` processes share the captioner's steps;
+    the gate sees the captions of all of them. Example:
+    `p2c train stage1 --preset tiny --out run/`
+
+    Parameters
+    ----------
+    stage
+        The last one to train; those that it builds on are trained before, or read with --resume.
+    out
+        Folder of the checkpoint.
+    preset
+        tiny, small, paper-text or official-script.
+    config
+        YAML file with settings, instead of a preset.
+    resume
+        Go on from the checkpoint in `out`.
+    """
+    from .config import PipelineConfig
+    from .distributed import processes
+    from .pipeline import Pipeline
+
+    require(preset is None or config is None, "preset", preset, "either --preset or --config")
+    settings = (
+        PipelineConfig.from_yaml(config) if config else PipelineConfig.preset(preset or "tiny")
+    )
+    with processes() as first:
+        Pipeline(settings).train(stage, out, resume=resume, say=_say)
+        if first:
+            print(f"{stage} is trained: {out / 'checkpoint.pt'}")
 
 
 @app.command
@@ -287,73 +474,6 @@ def ablate(
         "Rewards left out",
         "Stage 2 without a term.",
         [Section("Terms", columns=heads, rows=rows)],
-    )
-
-
-@data_app.command
-def make(*, out: Path, count: int = 100, seed: int = 0) -> None:
-    """Render scenes: PNG files, COCO captions, tags as JSON lines.
-
-    Example: `p2c data make --count 100 --out scenes/`
-
-    Parameters
-    ----------
-    out
-        Folder.
-    count
-        Scenes.
-    seed
-        Of the stream.
-    """
-    import io
-    import json
-
-    from PIL import Image
-
-    from .files import write_atomic, write_json, write_text
-    from .scenes import make_scenes
-
-    scenes = make_scenes(count, seed, (0.3, 0.4, 0.3), rich=0.7, references=5)
-    notes, lines = [], []
-    for i in range(count):
-        pixels = (scenes.images[i].numpy().transpose(1, 2, 0) * 255).round().astype("uint8")
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "png")
-        write_atomic(out / f"{i}.png", lambda file, b=buffer: file.write(b.getvalue()))  # type: ignore[misc]
-        notes += [{"image_id": i, "caption": c} for c in scenes.references[i]]
-        lines.append(
-            json.dumps(
-                {"image_id": i, "objects": [{"label": t, "score": 1.0} for t in scenes.tags[i]]}
-            )
-        )
-    images = [{"id": i, "file_name": f"{i}.png", "domain": d} for i, d in enumerate(scenes.domains)]
-    write_json(out / "captions.json", {"images": images, "annotations": notes})
-    write_text(out / "tags.jsonl", "\n".join(lines) + "\n")
-    print(f"{count} scenes in {out}")
-
-
-@data_app.command
-def check(folder: Path, /) -> None:
-    """Check a folder of pictures, captions.json and tags.jsonl.
-
-    Example: `p2c data check scenes/`
-
-    Parameters
-    ----------
-    folder
-        As `p2c data make` writes it.
-    """
-    from .files import read_json
-    from .formats import read_image, read_references, read_tags
-
-    references, domains = read_references(folder / "captions.json")
-    tags = read_tags(folder / "tags.jsonl")
-    for entry in read_json(folder / "captions.json", "captions").get("images", []):
-        if "file_name" in entry:
-            read_image(folder / str(entry["file_name"]), 8)
-    print(
-        f"{len(references)} images with captions, {len(tags)} with tags "
-        f"({sum(not t for t in tags.values())} of them empty), {len(set(domains.values()))} domains"
     )
 
 

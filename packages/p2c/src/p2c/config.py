@@ -10,6 +10,16 @@ import yaml
 
 from .errors import InputError, require
 
+# settings that nothing before stage 2, and nothing before stage 1, depends on
+STAGE2_SETTINGS = frozenset(
+    ("stage2_steps", "stage2_lr", "rl_batch", "samples", "baseline", "normalize", "association",
+     "coverage", "repetition", "cider", "kl", "explore", "distil")
+)  # fmt: skip
+STAGE1_SETTINGS = STAGE2_SETTINGS | frozenset(
+    ("stage1_steps", "stage1_lr", "stage1_batch", "margin", "precision", "proposals", "choose",
+     "policy", "average", "xe_weight", "xe_verbs", "anchor", "ground")
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PipelineConfig:
@@ -28,12 +38,26 @@ class PipelineConfig:
         Optimiser steps.
     lr, stage1_lr, stage2_lr : float
         Learning rates: pre-training and XE (cosine), stage 1, stage 2 (constant).
-    batch, rl_batch : int
-        Scenes per step; unpaired scenes per step in stages 1 and 2 (as many captioned ones).
+    batch, stage1_batch, rl_batch : int
+        Scenes per step; unpaired scenes per step in stages 1 and 2 (as many captioned ones). The
+        gate needs a large one: in a small batch a caption that fits has A near 1 and none to gain.
     margin : float
         Of the swap gate.
-    choose : "argmax" or "sample"
-        How the language model's word is taken.
+    precision : float
+        If above 0: the margin is the smallest that reaches this share of true verbs among accepted
+        paraphrases of validation scenes, and ``margin`` is not used.
+    proposals : int
+        Paraphrases per caption, of which the judge's favourite is gated (1 in the authors' code).
+    negatives : bool
+        Train judge and evaluator also on captions with one word swapped (see `WordSwaps`).
+    ground : bool
+        Put unnamed tags into captions before they are paraphrased, where the judge agrees.
+    anchor : float
+        Weight of the KL divergence to the captioner before stage 1 where nothing is rewritten.
+    distil : float
+        Weight of stage 1's distillation beside the rewards of stage 2.
+    choose : "argmax", "sample" or "top"
+        How the language model's words are taken: the best, drawn, or the best ``proposals`` ones.
     policy : "verb", "non-noun" or "all"
         Words that may be rewritten.
     average : "masked" or "accepted"
@@ -41,6 +65,9 @@ class PipelineConfig:
         accepted ones.
     xe_weight : float
         Weight of XE on captioned scenes beside the distillation (1 in the authors' code).
+    xe_verbs : bool
+        Whether that XE also teaches the generic verb (so in the authors' code), which is what the
+        distillation is there to replace.
     samples : int
         Captions per image in stage 2.
     baseline, normalize
@@ -51,8 +78,15 @@ class PipelineConfig:
         How many of the samples are the greedy caption with an uncovered tag put in.
     keep_vivo : float
         Weight of the tag loss that goes on beside XE, so that XE does not undo it.
+    detector : "noisy", "trained" or "truth"
+        Where tags come from: the true ones with losses and confusions, a `RegionDetector` trained
+        on the unpaired scenes, or the true ones (an ablation: at test time they give it away).
     recall, confusion : float
-        Of the detector.
+        Of the noisy detector.
+    detector_steps : int
+        Optimiser steps of the trained one.
+    unseen_style : bool
+        Also caption the test scenes drawn with Noto Color Emoji, where the system has it.
     ablations : bool
         Also train XE without tags, and XE with tags without VIVO.
     checkpoint_every : int
@@ -60,55 +94,83 @@ class PipelineConfig:
     """
 
     seed: int = 0
-    paired: int = 2000
-    unpaired: int = 3000
-    judged: int = 6000
-    corpus: int = 6000
+    paired: int = 2500
+    unpaired: int = 2500
+    judged: int = 5000
+    corpus: int = 5000
     test: int = 300
     dim: int = 96
     layers: int = 2
     max_length: int = 10
-    lm_steps: int = 320
-    judge_steps: int = 300
-    vivo_steps: int = 300
-    xe_steps: int = 220
-    stage1_steps: int = 60
-    stage2_steps: int = 55
+    lm_steps: int = 300
+    judge_steps: int = 280
+    vivo_steps: int = 240
+    xe_steps: int = 200
+    stage1_steps: int = 36
+    stage2_steps: int = 40
     lr: float = 3e-3
     stage1_lr: float = 5e-4
     stage2_lr: float = 4e-4
     batch: int = 80
+    stage1_batch: int = 128
     rl_batch: int = 48
     margin: float = 0.1
-    choose: Literal["argmax", "sample"] = "sample"
+    precision: float = 0.0
+    proposals: int = 2
+    negatives: bool = True
+    ground: bool = True
+    anchor: float = 1.0
+    distil: float = 0.3
+    choose: Literal["argmax", "sample", "top"] = "top"
     policy: Literal["verb", "non-noun", "all"] = "verb"
     average: Literal["masked", "accepted"] = "accepted"
     xe_weight: float = 1.0
+    xe_verbs: bool = False
     samples: int = 5
     baseline: Literal["greedy", "loo", "group"] = "greedy"
     normalize: Literal["sum", "mean"] = "sum"
     association: float = 1.0
     coverage: float = 1.0
     repetition: float = 1.0
-    cider: float = 0.1
+    cider: float = 0.02
     kl: float = 0.0
     explore: int = 2
     keep_vivo: float = 0.5
+    detector: Literal["noisy", "trained", "truth"] = "noisy"
     recall: float = 0.9
     confusion: float = 0.05
+    detector_steps: int = 200
+    unseen_style: bool = False
     ablations: bool = True
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("paired", "unpaired", "judged", "corpus", "test", "batch", "samples"):
+        for name in (
+            "paired",
+            "unpaired",
+            "judged",
+            "corpus",
+            "test",
+            "batch",
+            "samples",
+            "proposals",
+        ):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("lr", "stage1_lr", "stage2_lr"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        require(self.rl_batch >= 2, "rl_batch", self.rl_batch, "at least 2: one image has A = 1")
+        for name in ("stage1_batch", "rl_batch"):
+            allowed = "at least 2: one image has A = 1"
+            require(getattr(self, name) >= 2, name, getattr(self, name), allowed)
+        require(0 <= self.precision < 1, "precision", self.precision, "0 to below 1")
         require(self.max_length >= 8, "max_length", self.max_length, "at least 8")
         require(0 <= self.explore <= self.samples, "explore", self.explore, "0 to samples")
-        require(self.choose in ("argmax", "sample"), "choose", self.choose, "argmax or sample")
+        require(
+            self.choose in ("argmax", "sample", "top"),
+            "choose",
+            self.choose,
+            "argmax, sample or top",
+        )
         require(
             self.policy in ("verb", "non-noun", "all"), "policy", self.policy, "verb, non-noun, all"
         )
@@ -119,9 +181,24 @@ class PipelineConfig:
             "greedy, loo, group",
         )
         require(
+            self.detector in ("noisy", "trained", "truth"),
+            "detector",
+            self.detector,
+            "noisy, trained or truth",
+        )
+        require(
             self.average in ("masked", "accepted"), "average", self.average, "masked or accepted"
         )
         require(self.normalize in ("sum", "mean"), "normalize", self.normalize, "sum or mean")
+
+    @property
+    def noise(self) -> dict[str, Any]:
+        """Recall and confusion of the tags that scenes come with (the truth unless "noisy")."""
+        noisy = self.detector == "noisy"
+        return {
+            "recall": self.recall if noisy else 1.0,
+            "confusion": self.confusion if noisy else 0.0,
+        }
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> PipelineConfig:
@@ -134,17 +211,19 @@ class PipelineConfig:
         presets: dict[str, dict[str, Any]] = {
             "tiny": {},
             "small": {
-                "paired": 8000,
-                "unpaired": 8000,
-                "judged": 20_000,
-                "corpus": 20_000,
-                "test": 1000,
-                "lm_steps": 1500,
-                "judge_steps": 3000,
-                "vivo_steps": 2000,
-                "xe_steps": 1500,
-                "stage1_steps": 500,
-                "stage2_steps": 300,
+                "paired": 5000,
+                "unpaired": 4000,
+                "judged": 8000,
+                "corpus": 8000,
+                "test": 500,
+                "lm_steps": 400,
+                "judge_steps": 500,
+                "vivo_steps": 500,
+                "xe_steps": 400,
+                "stage1_steps": 70,
+                "stage1_batch": 160,
+                "stage2_steps": 50,
+                "unseen_style": True,
                 "checkpoint_every": 100,
             },
             "paper-text": {"coverage": 1.0, "cider": 1.0},
@@ -153,6 +232,11 @@ class PipelineConfig:
                 "explore": 0,
                 "cider": 1.0,
                 "choose": "argmax",
+                "proposals": 1,
+                "ground": False,
+                "distil": 0.0,
+                "anchor": 0.0,
+                "xe_verbs": True,
                 "average": "masked",
                 "normalize": "mean",
             },

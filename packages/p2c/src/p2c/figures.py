@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .files import write_atomic
-from .pipeline import PipelineResult
+from .result import PipelineResult
 from .summary import Arm
 
 matplotlib.rcParams["svg.hashsalt"] = "p2c"
@@ -40,7 +40,11 @@ def f1_bars(arms: dict[str, Arm]) -> Figure:
     width = 0.8 / len(arms)
     for k, (name, arm) in enumerate(arms.items()):
         x = np.arange(len(things)) + (k - (len(arms) - 1) / 2) * width
-        right.bar(x, list(arm.novel.f1.values()), width, color=COLOURS[k % 5], label=name)
+        values = np.array(list(arm.novel.f1.values()))
+        bounds = np.array([[i.low, i.high] for i in arm.novel.intervals.values()]).T
+        error = np.abs(bounds - values)
+        style = {"ecolor": "#555b66", "error_kw": {"lw": 0.8}}
+        right.bar(x, values, width, yerr=error, color=COLOURS[k % 5], label=name, **style)
     right.set_xticks(range(len(things)), things, rotation=40, ha="right")
     right.set_ylim(0, 1.22)
     right.set_yticks(np.arange(0, 1.01, 0.2))
@@ -91,6 +95,22 @@ def reward_curves(result: PipelineResult) -> Figure:
         axis.set_ylabel("mean of the samples")
         axis.set_ylim(0, 1)
         axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def growth(arms: dict[str, Arm]) -> Figure:
+    """Draw how many different words, and verbs among them, the captions of each arm use."""
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    for axis, values, title in zip(
+        figure.subplots(1, 2),
+        ([a.words_used for a in arms.values()], [a.verbs_used for a in arms.values()]),
+        ("different words", "different verbs"),
+    ):
+        bars = axis.barh(list(arms), values, color=COLOURS[: len(arms)])
+        axis.bar_label(bars, padding=3, fontsize=8)
+        axis.set_xlim(0, 1.15 * max(values))
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=10)
     return figure
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image, UnidentifiedImageError
 
 from .errors import InputError, require
@@ -126,6 +127,56 @@ def read_vinvl(path: str | Path) -> dict[str, np.ndarray]:
         require(bool(np.isfinite(features).all()), where, "NaN or infinite", "finite features")
         found[key] = features
     return found
+
+
+def read_features(path: str | Path) -> dict[str, np.ndarray]:
+    """Read region features of images from a ``.npz`` or ``.safetensors`` file.
+
+    Returns
+    -------
+    dict
+        Image id to float32 (boxes, features).
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, an array is not of that shape, or a value is not finite.
+    """
+    where = f"features = {str(path)!r}"
+    try:
+        if Path(path).suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+        elif Path(path).suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            arrays = load_file(str(path))
+        else:
+            raise InputError(f"{where}: allowed is a .npz or .safetensors file")
+    except ImportError:
+        raise InputError(f"{where}: needs safetensors; pip install p2c[hf]") from None
+    except InputError:
+        raise
+    except Exception as error:  # a broken archive raises many types; all mean the same
+        text = " ".join(str(error).split())[:120]
+        raise InputError(f"{where}: allowed is a readable archive of arrays; {text}") from None
+    for key, array in arrays.items():
+        good = array.ndim == 2 and array.dtype.kind == "f"
+        require(good, f"{where}: {key}", f"{array.dtype}{array.shape}", "floats (boxes, features)")
+        require(bool(np.isfinite(array).all()), f"{where}: {key}", "NaN or infinite", "finite")
+    return {key: array.astype(np.float32) for key, array in arrays.items()}
+
+
+def read_names(path: str | Path) -> dict[str, list[str]]:
+    """Read a YAML mapping from an object to its other names."""
+    try:
+        objects: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise InputError(f"novel = {str(path)!r}: allowed is a YAML file; {text}") from None
+    good = isinstance(objects, dict) and bool(objects)
+    require(good, "novel", str(path), "a mapping from an object to its other names")
+    return {str(k): [str(x) for x in v or []] for k, v in objects.items()}
 
 
 def read_image(path: str | Path, size: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .bert_decoder import BertStepper, fits
 from .captioner import Captions
 from .errors import InputError, require
 
@@ -24,7 +26,9 @@ class HFMemory:
 class HFCaptioner:
     """BLIP, GIT or a VisionEncoderDecoder model as a `Captioner`.
 
-    The image is encoded once for all samples. Weights are the caller's: nothing is downloaded.
+    The image is encoded once for all samples; decoders of BERT's layout (BLIP's, and those that a
+    VisionEncoderDecoder usually has) also cache the words. Weights are the caller's: nothing is
+    downloaded.
 
     Parameters
     ----------
@@ -90,21 +94,36 @@ class HFCaptioner:
         """Return captions (batch, samples, length) over one encoding of the images."""
         batch = len(memory.pixels)
         rows = batch * samples
-        prefix = torch.full((rows, 1), self.start, device=memory.pixels.device)
-        done = torch.zeros(rows, dtype=torch.bool, device=prefix.device)
-        logs = []
+        last = torch.full((rows,), self.start, device=memory.pixels.device)
+        done = torch.zeros(rows, dtype=torch.bool, device=last.device)
+        ids, logs = [], []
+        following = self._steps(memory, samples, max_length)
         for _ in range(max_length):
-            log = self._next(memory, prefix, samples)[:, -1].log_softmax(-1)
+            p = following(last).softmax(-1)
             if greedy:
-                choice = log.argmax(-1)
+                choice = p.argmax(-1)
             else:
-                choice = torch.multinomial(log.exp(), 1, generator=generator)[:, 0]
+                choice = torch.multinomial(p, 1, generator=generator)[:, 0]
             choice = choice.masked_fill(done, self.pad)
-            logs.append(log.gather(1, choice[:, None])[:, 0].masked_fill(done, 0.0))
-            prefix = torch.cat([prefix, choice[:, None]], 1)
-            done = done | (choice == self.end)
+            logs.append(p.gather(1, choice[:, None])[:, 0].log().masked_fill(done, 0.0))
+            ids.append(choice)
+            last, done = choice, done | (choice == self.end)
             if bool(done.all()):
                 break
-        return Captions(
-            prefix[:, 1:].view(batch, samples, -1), torch.stack(logs, 1).view(batch, samples, -1)
-        )
+        shape = (batch, samples, -1)
+        return Captions(torch.stack(ids, 1).view(shape), torch.stack(logs, 1).view(shape))
+
+    def _steps(self, memory: HFMemory, samples: int, length: int) -> Callable[[Tensor], Tensor]:
+        """Return a function from the last word of every caption to the logits of the next."""
+        if self.kind != "git" and not self.model.training:
+            decoder = self.model.text_decoder if self.kind == "blip" else self.model.decoder
+            if fits(decoder):
+                assert memory.states is not None
+                return BertStepper(decoder, memory.states, samples, length).step
+        words: list[Tensor] = []
+
+        def recompute(last: Tensor) -> Tensor:
+            words.append(last)
+            return self._next(memory, torch.stack(words, 1), samples)[:, -1]
+
+        return recompute

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .errors import require
@@ -52,6 +52,21 @@ class Paraphrase:
     masked: Int[Tensor, "batch length"]
     ids: Int[Tensor, "batch length"]
     teacher: Int[Tensor, "batch length"]
+
+
+class Paraphraser(Protocol):
+    """What stage 1 needs of a language model."""
+
+    def propose(
+        self,
+        ids: Int[Tensor, "batch length"],
+        generator: torch.Generator | None = None,
+        rank: int = 0,
+    ) -> Paraphrase | None:
+        """Return paraphrases of captions, or None when no caption has a word to rewrite.
+
+        A ``rank`` above 0 asks for an alternative: the next best words, or another draw.
+        """
 
 
 class SmallMaskedLM(nn.Module):
@@ -100,15 +115,13 @@ class SmallMaskedLM(nn.Module):
         return nn.functional.cross_entropy(scores[hide], ids[hide])
 
 
-class MaskedLMParaphraser:
-    """Masks some words of a caption and lets a masked language model fill them (stage 1, step 3-4).
+class Rewriter:
+    """Chooses the words of a caption that may be rewritten (stage 1, step 3).
 
     Parameters
     ----------
-    model : callable
-        Word numbers (batch, length) to scores (batch, length, words).
     vocabulary : Vocabulary
-        Of the captions and of the model.
+        Of the captions.
     tagger : callable
         Words to part-of-speech tags, one each.
     policy : "verb", "non-noun" or "all"
@@ -117,26 +130,20 @@ class MaskedLMParaphraser:
         How many words of a caption at most.
     exclude : collection of str
         Words that stay.
-    choose : "argmax" or "sample"
-        Take the best word, as the authors do, or sample one, which lets the gate choose.
     """
 
     def __init__(
         self,
-        model: Callable[[Tensor], Tensor],
         vocabulary: Vocabulary,
         tagger: Tagger,
         policy: Policy = "verb",
         max_masks: int = 2,
         exclude: Collection[str] = ("is", "are"),
-        choose: Literal["argmax", "sample"] = "argmax",
     ) -> None:
         require(policy in ("verb", "non-noun", "all"), "policy", policy, "verb, non-noun or all")
-        require(choose in ("argmax", "sample"), "choose", choose, "argmax or sample")
         require(max_masks >= 1, "max_masks", max_masks, "at least 1")
-        self.model, self.vocabulary, self.tagger = model, vocabulary, tagger
+        self.vocabulary, self.tagger = vocabulary, tagger
         self.policy, self.max_masks, self.exclude = policy, max_masks, frozenset(exclude)
-        self.choose = choose
 
     def candidates(self, words: Sequence[str]) -> list[int]:
         """Return the places that the policy allows to rewrite."""
@@ -153,24 +160,67 @@ class MaskedLMParaphraser:
                 places.append(place)
         return places
 
-    @torch.no_grad()
-    def propose(
-        self, ids: Int[Tensor, "batch length"], generator: torch.Generator | None = None
-    ) -> Paraphrase | None:
-        """Return paraphrases of captions, or None when no caption has a word to rewrite."""
-        hide = torch.zeros_like(ids, dtype=torch.bool)
+    def hide(
+        self, ids: Int[Tensor, "batch length"], generator: torch.Generator | None
+    ) -> Bool[Tensor, "batch length"]:
+        """Return which words of captions are to be rewritten, drawn among the candidates."""
+        hidden = torch.zeros_like(ids, dtype=torch.bool)
         for row, line in enumerate(ids.tolist()):
-            words = self.vocabulary.decode(line).split()
-            places = self.candidates(words)
+            places = self.candidates(self.vocabulary.decode(line).split())
             order = torch.randperm(len(places), generator=generator).tolist()
             for k in order[: self.max_masks]:
-                hide[row, places[k]] = True
+                hidden[row, places[k]] = True
+        return hidden
+
+
+class MaskedLMParaphraser(Rewriter):
+    """Masks some words of a caption and lets a masked language model fill them (stage 1, step 3-4).
+
+    Parameters
+    ----------
+    model : callable
+        Word numbers (batch, length) to scores (batch, length, words): a `SmallMaskedLM`, or an
+        `HFMaskedLM` around BERT and its kin.
+    vocabulary : Vocabulary
+        Of the captions and of the model.
+    tagger, policy, max_masks, exclude
+        As of `Rewriter`.
+    choose : "argmax", "sample" or "top"
+        Take the best word, as the authors do; or sample one; or, for the proposal of rank k, the
+        word of rank k: without improbable words the gate has less to refuse.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        vocabulary: Vocabulary,
+        tagger: Tagger,
+        policy: Policy = "verb",
+        max_masks: int = 2,
+        exclude: Collection[str] = ("is", "are"),
+        choose: Literal["argmax", "sample", "top"] = "argmax",
+    ) -> None:
+        super().__init__(vocabulary, tagger, policy, max_masks, exclude)
+        require(choose in ("argmax", "sample", "top"), "choose", choose, "argmax, sample or top")
+        self.model, self.choose = model, choose
+
+    @torch.no_grad()
+    def propose(
+        self,
+        ids: Int[Tensor, "batch length"],
+        generator: torch.Generator | None = None,
+        rank: int = 0,
+    ) -> Paraphrase | None:
+        """Return paraphrases of captions, or None when no caption has a word to rewrite."""
+        hide = self.hide(ids, generator)
         if not bool(hide.any()):
             return None
         masked = ids.masked_fill(hide, MASK)
         scores = self.model(masked)[hide]
         if self.choose == "argmax":
             words_ids = scores.argmax(-1)
+        elif self.choose == "top":
+            words_ids = scores.topk(min(rank + 1, scores.shape[-1])).indices[:, -1]
         else:
             words_ids = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
         teacher = torch.zeros_like(ids)

@@ -6,79 +6,58 @@ import copy
 import math
 import time
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .association import SmallAssociation
+from .calibration import calibrate_margin, sweep_margins
 from .captioner import TagTransformerCaptioner
-from .config import PipelineConfig
+from .config import STAGE1_SETTINGS, STAGE2_SETTINGS, PipelineConfig
+from .detector import RegionDetector
+from .distributed import average_gradients, everywhere, part, world
 from .errors import NotFiniteError, require
 from .files import load_tensors, save_tensors
 from .metrics import CiderD
+from .negatives import WordSwaps
 from .paraphrase import MaskedLMParaphraser, SmallMaskedLM, lexicon_tagger
+from .result import Accepted, PipelineResult
 from .rewards import WordCosines
 from .rl import SCSTLoss
-from .scenes import RegionFeaturizer, Scenes, check_held_out, make_corpus, make_scenes
+from .scenes import (
+    RegionFeaturizer,
+    check_held_out,
+    make_corpus,
+    make_scenes,
+    unseen_font,
+)
 from .stages import Batch, Distillation, SelfParaphrase, vivo_loss, xe_loss
 from .vocabulary import PAD, SEP, UNK
-from .world import GENERIC, NAMES, RICH_VERBS, SYNONYMS, world_vocabulary
+from .world import GENERIC, NAMES, RICH_VERBS, SWAPPABLE, SYNONYMS, THINGS, world_vocabulary
 
 Say = Callable[[str], None]
 FEATURES = 64 + 6
+JUDGE_WIDTH = 24
+MARGINS = [round(0.02 * k, 2) for k in range(31)]
 
 
-@dataclass
-class Accepted:
-    """A paraphrase that the gate judged: images, both captions, A before and after."""
-
-    scene: int
-    before: str
-    after: str
-    a_before: float
-    a_after: float
-    accepted: bool
-    true_verb: str
+# what `train` calls a stage -> the last module that it trains
+STAGES = {
+    "lm": "LM",
+    "judge": "evaluator",
+    "vivo": "VIVO",
+    "xe": "VIVO + XE",
+    "stage1": "stage 1",
+    "stage2": "stage 2",
+}
 
 
-@dataclass
-class PipelineResult:
-    """What a run leaves.
-
-    Attributes
-    ----------
-    captions : dict
-        Arm ("no tags", "XE", "VIVO + XE", "stage 1", "stage 2") to one greedy caption per scene.
-    test : Scenes
-        The test scenes.
-    captioner : TagTransformerCaptioner
-        After the last stage.
-    evaluator_hits : dict
-        Arm to 0/1 per scene: does the evaluator retrieve the scene from its caption?
-    judge_scores, evaluator_scores : dict
-        Arm to the association of each scene with its caption, by the judge and by the evaluator.
-    paraphrases : list of Accepted
-        What stage 1 proposed for some unpaired scenes before it trained.
-    curves : dict
-        Stage to losses; "rewards" to the terms of every half-batch.
-    seconds : dict
-        Stage to seconds.
-    """
-
-    config: PipelineConfig
-    captions: dict[str, list[str]] = field(default_factory=dict)
-    test: Scenes | None = None
-    captioner: TagTransformerCaptioner | None = None
-    evaluator_hits: dict[str, list[float]] = field(default_factory=dict)
-    judge_scores: dict[str, list[float]] = field(default_factory=dict)
-    evaluator_scores: dict[str, list[float]] = field(default_factory=dict)
-    paraphrases: list[Accepted] = field(default_factory=list)
-    curves: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+class _Reached(Exception):  # noqa: N818 (no error: the wanted stage is done)
+    pass
 
 
 class Pipeline:
@@ -96,6 +75,8 @@ class Pipeline:
         self.nouns = [*NAMES, *(s for names in SYNONYMS.values() for s in names)]
         self.state: dict[str, Any] = {}
         self.checkpoint: Path | None = None
+        self.until = ""
+        self.detector: RegionDetector | None = None
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Pipeline:
@@ -106,20 +87,22 @@ class Pipeline:
 
     def _prepare(self) -> None:
         c = self.config
-        noise: dict[str, Any] = {"recall": c.recall, "confusion": c.confusion}
+        noise = c.noise
         self.paired = make_scenes(c.paired, c.seed * 10 + 1, references=3, **noise)
         check_held_out([r for refs in self.paired.references for r in refs])
         mix = (0.3, 0.4, 0.3)
         self.unpaired = make_scenes(c.unpaired, c.seed * 10 + 2, mix, **noise)
-        self.test = make_scenes(c.test, c.seed * 10 + 3, mix, rich=0.7, references=5, **noise)
+        drawn: dict[str, Any] = {"rich": 0.7, "references": 5, **noise}
+        self.test = make_scenes(c.test, c.seed * 10 + 3, mix, **drawn)
+        self.scenes = {"paired": self.paired, "unpaired": self.unpaired, "test": self.test}
+        font = unseen_font() if c.unseen_style else None
+        if font is not None:
+            self.scenes["unseen"] = make_scenes(
+                c.test, c.seed * 10 + 3, mix, font=str(font), **drawn
+            )
         self.featurizer = RegionFeaturizer.fit(self.unpaired.crops)
         self.data = {
-            name: (self._tags(s.tags), self.featurizer(s))
-            for name, s in (
-                ("paired", self.paired),
-                ("unpaired", self.unpaired),
-                ("test", self.test),
-            )
+            name: (self._tags(s.tags), self.featurizer(s)) for name, s in self.scenes.items()
         }
         length = c.max_length
         self.refs = torch.stack(
@@ -157,9 +140,10 @@ class Pipeline:
         curve: list[float] = []
         if stage in done:
             net.load_state_dict(done[stage]["net"])
+            self._stop_after(stage)
             return
         assert loss_of is not None
-        begin = time.perf_counter()
+        begin, processor = time.perf_counter(), time.process_time()
         parameters = [p for p in net.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.01)
         start, bad = 0, 0
@@ -174,7 +158,7 @@ class Pipeline:
             for group in optimizer.param_groups:
                 group["lr"] = lr * scale * min(1.0, (step + 1) / 20)
             loss = loss_of(self._generator(stage, step))
-            if not bool(torch.isfinite(loss)):
+            if not everywhere(bool(torch.isfinite(loss))):
                 bad += 1
                 if bad >= 20:
                     raise NotFiniteError(f"{stage}: 20 losses were not finite; lower lr = {lr}")
@@ -182,6 +166,7 @@ class Pipeline:
             optimizer.zero_grad()
             if loss.requires_grad:
                 loss.backward()
+                average_gradients(parameters)
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
             curve.append(float(loss.detach()))
@@ -200,20 +185,57 @@ class Pipeline:
             "net": copy.deepcopy(net.state_dict()),
             "curve": curve,
             "seconds": time.perf_counter() - begin,
+            "processor_seconds": time.process_time() - processor,
         }
         for key in ("stage", "net", "optimizer", "step", "curve"):
             self.state.pop(key, None)
         self._save()
+        self._stop_after(stage)
+
+    def _stop_after(self, stage: str) -> None:
+        if stage == self.until:
+            raise _Reached
 
     def _save(self) -> None:
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and world()[0] == 0:
             config = self.config.with_(checkpoint_every=0).as_dict()
             save_tensors(self.checkpoint, {**self.state, "config": config})
+
+    def _relevant(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings that the stages of the checkpoint depend on."""
+        begun = {*self.state.get("done", {}), self.state.get("stage", "")}
+        free = {"checkpoint_every"}
+        if "stage 2" not in begun:
+            free |= STAGE2_SETTINGS
+            if "stage 1" not in begun:
+                free |= STAGE1_SETTINGS
+        return {k: v for k, v in config.items() if k not in free}
 
     def _pick(self, count: int, size: int, g: torch.Generator) -> Tensor:
         return torch.randperm(count, generator=g)[:size]
 
     # ---- the run -------------------------------------------------------------------------
+
+    def train(
+        self, stage: str, out: str | Path, *, resume: bool = False, say: Say = lambda _: None
+    ) -> None:
+        """Train up to a stage and leave the checkpoint, from which `run` and later calls go on.
+
+        Parameters
+        ----------
+        stage : "lm", "judge", "vivo", "xe", "stage1" or "stage2"
+            The last one to train; what it builds on is trained too, or taken from the checkpoint.
+        out, resume, say
+            As of `run`.
+        """
+        require(stage in STAGES, "stage", stage, "one of " + ", ".join(STAGES))
+        self.until = STAGES[stage]
+        try:
+            self.run(out, resume=resume, say=say)
+        except _Reached:
+            return
+        finally:
+            self.until = ""
 
     def run(
         self, out: str | Path | None = None, *, resume: bool = False, say: Say = lambda _: None
@@ -237,14 +259,21 @@ class Pipeline:
             require(self.checkpoint is not None, "out", None, "the folder of the checkpoint")
             assert self.checkpoint is not None
             self.state = load_tensors(self.checkpoint)
-            same = self.state.pop("config", None) == c.with_(checkpoint_every=0).as_dict()
-            require(same, "checkpoint", str(self.checkpoint), "one of the same configuration")
+            before = dict(self.state.pop("config", {}))
+            require(
+                self._relevant(before) == self._relevant(c.as_dict()),
+                "checkpoint",
+                str(self.checkpoint),
+                "one of the same configuration, as far as it was trained",
+            )
         say("rendering scenes")
         begin = time.perf_counter()
         self._prepare()
+        if c.detector == "trained":
+            self._detect(say)
         seconds = {"scenes": time.perf_counter() - begin}
         self._scorers(say)
-        result = PipelineResult(c, test=self.test)
+        result = PipelineResult(c, test=self.test, unseen=self.scenes.get("unseen"))
         self.result = result
 
         if c.ablations:
@@ -270,9 +299,28 @@ class Pipeline:
         for stage, kept in self.state["done"].items():
             result.curves[stage] = kept["curve"]
             seconds[stage] = kept["seconds"]
+            result.processor_seconds[stage] = kept["processor_seconds"]
         result.curves["rewards"] = self.state.get("rewards", [])
         result.seconds = seconds
         return result
+
+    def _detect(self, say: Say) -> None:
+        """Train the detector on the unpaired scenes' regions; its tags replace the true ones."""
+        c = self.config
+        self._init("detector")
+        self.detector = net = RegionDetector([t.word for t in THINGS])
+        number = {word: k for k, word in enumerate(net.labels)}
+        events = self.unpaired.events
+        truth = torch.tensor([[number[e.first.word], number[e.second.word]] for e in events])
+
+        def loss(g: torch.Generator) -> Tensor:
+            index = self._pick(c.unpaired, c.batch, g)
+            return net.loss(self.unpaired.crops[index].flatten(0, 1), truth[index].flatten())
+
+        self._train("detector", net, c.detector_steps, c.lr, loss, say)
+        for name, scenes in self.scenes.items():
+            scenes.tags = net.detect(scenes.crops)
+            self.data[name] = (self._tags(scenes.tags), self.data[name][1])
 
     def _scorers(self, say: Say) -> None:
         """Train the language model, the judge, and the evaluator that no stage uses."""
@@ -285,7 +333,7 @@ class Pipeline:
 
         self._train("LM", self.lm, c.lm_steps, c.lr, lm, say)
         for name, offset, style, layers, width in (
-            ("judge", 4, 0, 1, 24),
+            ("judge", 4, 0, 1, JUDGE_WIDTH),
             ("evaluator", 5, 1, 0, 16),
         ):
             self._init(name)
@@ -311,10 +359,12 @@ class Pipeline:
         stream = make_scenes(c.judged, seed, (0.55, 0.35, 0.1), rich=0.75, style=style)
         texts = [refs[0] for refs in stream.references]
         ids = self.vocabulary.encode_all(texts, c.max_length + 2)
+        swaps = WordSwaps(self.vocabulary, SWAPPABLE, keep=(GENERIC,))
 
         def loss(g: torch.Generator) -> Tensor:
             index = self._pick(c.judged, c.batch, g)
-            return net.loss(stream.images[index], ids[index])
+            wrong = swaps(ids[index], g) if c.negatives else None
+            return net.loss(stream.images[index], ids[index], wrong)
 
         return loss
 
@@ -334,17 +384,25 @@ class Pipeline:
 
     def _vivo_batch(self, net: TagTransformerCaptioner, g: torch.Generator) -> Tensor:
         tags, regions = self.data["unpaired"]
-        index = self._pick(self.config.unpaired, self.config.batch, g)
+        index = part(self._pick(self.config.unpaired, self.config.batch, g))
         return vivo_loss(net, tags[index], regions[index], g)
 
     def _xe_batch(
-        self, net: TagTransformerCaptioner, g: torch.Generator, size: int, *, tags: bool = True
+        self,
+        net: TagTransformerCaptioner,
+        g: torch.Generator,
+        size: int,
+        *,
+        tags: bool = True,
+        leave_out: Collection[int] = (),
     ) -> Tensor:
         index = self._pick(self.config.paired, size, g)
         known, regions = self.data["paired"]
         seen = known[index] if tags else torch.zeros_like(known[index])
-        which = torch.randint(self.refs.shape[1], (len(index),), generator=g)
-        return xe_loss(net, net.encode(seen, regions[index]), self.refs[index, which])
+        which = part(torch.randint(self.refs.shape[1], (len(index),), generator=g))
+        index, seen = part(index), part(seen)
+        memory = net.encode(seen, regions[index])
+        return xe_loss(net, memory, self.refs[index, which], leave_out=leave_out)
 
     def _xe(
         self,
@@ -371,29 +429,56 @@ class Pipeline:
             self.lm, self.vocabulary, tagger, policy=c.policy, choose=c.choose
         )
 
+    def _distillation(self, net: TagTransformerCaptioner) -> Distillation:
+        c = self.config
+        anchor = copy.deepcopy(net).requires_grad_(False) if c.anchor else None
+        return Distillation(
+            self.paraphraser(),
+            self.judge,
+            c.margin,
+            c.average,
+            c.proposals,
+            self._noun_numbers() if c.ground else frozenset(),
+            anchor,
+            c.anchor,
+        )
+
+    def _noun_numbers(self) -> frozenset[int]:
+        return frozenset(self.vocabulary.index[n] for n in self.nouns)
+
     def _stage1(self, net: TagTransformerCaptioner, say: Say) -> None:
         c = self.config
-        distil = Distillation(self.paraphraser(), self.judge, c.margin, c.average)
+        distil = self._distillation(net)
         if "stage 1" not in self.state["done"] and self.state.get("stage") != "stage 1":
+            if c.precision:
+                self.state["margin"] = self._calibrated(net, distil)
+                distil.margin = self.state["margin"]
             self.state["proposals"] = [vars(a) for a in self._proposals(net, distil)]
+        distil.margin = self.state.get("margin", c.margin)
+        self.result.margin, self.result.sweep = distil.margin, self.state.get("sweep", [])
         self.result.paraphrases = [Accepted(**a) for a in self.state.get("proposals", [])]
 
+        generic = () if c.xe_verbs else (self.vocabulary.index[GENERIC],)
+
         def loss(g: torch.Generator) -> Tensor:
-            index = self._pick(c.unpaired, c.rl_batch, g)
+            index = part(self._pick(c.unpaired, c.stage1_batch, g))
+            taught = self._xe_batch(net, g, c.stage1_batch, leave_out=generic)
             teach = distil.loss(net, self._batch("unpaired", index), g)
-            return (teach + c.xe_weight * self._xe_batch(net, g, c.rl_batch)) / 2
+            return (teach + c.xe_weight * taught) / 2
 
         self._train("stage 1", net, c.stage1_steps, c.stage1_lr, loss, say, cosine=False)
 
-    def _proposals(self, net: TagTransformerCaptioner, distil: Distillation) -> list[Accepted]:
-        """Ask for paraphrases of some unpaired scenes, for the report."""
+    def _proposals(
+        self, net: TagTransformerCaptioner, distil: Distillation, name: str = "unpaired"
+    ) -> list[Accepted]:
+        """Ask for paraphrases of some scenes, for the report or to calibrate the gate."""
         found: list[Accepted] = []
-        size = self.config.rl_batch
-        for start in range(0, min(512, self.config.unpaired - size + 1), size):
+        size, scenes = self.config.stage1_batch, self.scenes[name]
+        for start in range(0, min(480, len(scenes) - size + 1), size):
             index = torch.arange(start, start + size)
-            batch = self._batch("unpaired", index)
-            greedy = net.generate(batch.encode(net), greedy=True).ids[:, 0]
-            made = distil.propose(greedy, batch, self._generator("proposals", start))
+            batch = self._batch(name, index)
+            greedy = distil.ground(net.generate(batch.encode(net), greedy=True).ids[:, 0], batch)
+            made = distil.propose(greedy, batch, self._generator(f"proposals {name}", start))
             if made is None:
                 continue
             masked, ids, teacher, before, after = made
@@ -407,10 +492,27 @@ class Pipeline:
                             float(before[row]),
                             float(after[row]),
                             bool((teacher[row] != PAD).any()),
-                            self.unpaired.events[scene].verb,
+                            scenes.events[scene].verb,
                         )
                     )
         return found
+
+    def _calibrated(self, net: TagTransformerCaptioner, distil: Distillation) -> float:
+        """Return the margin that reaches the wanted precision on scenes of their own stream."""
+        c = self.config
+        scenes = make_scenes(480, c.seed * 10 + 6, (0.3, 0.4, 0.3), **c.noise)
+        if self.detector is not None:
+            scenes.tags = self.detector.detect(scenes.crops)
+        self.scenes["validation"] = scenes
+        self.data["validation"] = (self._tags(scenes.tags), self.featurizer(scenes))
+        with torch.no_grad():
+            self.vectors["validation"] = self.judge.encode_image(scenes.images)
+        asked = self._proposals(net, distil, "validation")
+        gains = np.array([a.a_after - a.a_before for a in asked])
+        right = np.array([a.true_verb in a.after.split() for a in asked], dtype=bool)
+        points = sweep_margins(gains, right, MARGINS)
+        self.state["sweep"] = [[p.margin, p.accepted, p.precision] for p in points]
+        return calibrate_margin(points, c.precision)
 
     def _stage2(self, net: TagTransformerCaptioner, say: Say) -> None:
         c = self.config
@@ -426,31 +528,42 @@ class Pipeline:
             SCSTLoss(c.baseline, c.normalize),
             c.samples,
             c.explore,
-            frozenset(self.vocabulary.index[n] for n in self.nouns),
+            self._noun_numbers(),
             c.kl,
             copy.deepcopy(net).requires_grad_(False) if c.kl else None,
         )
+        distil = self._distillation(net)
+        distil.margin = self.state.get("margin", c.margin)
 
         def loss(g: torch.Generator) -> Tensor:
-            free = self._batch("unpaired", self._pick(c.unpaired, c.rl_batch, g))
-            taught = self._batch("paired", self._pick(c.paired, c.rl_batch, g))
+            free = self._batch("unpaired", part(self._pick(c.unpaired, c.rl_batch, g)))
+            taught = self._batch("paired", part(self._pick(c.paired, c.rl_batch, g)))
+            if world()[1] > 1:  # each process draws samples of its own
+                g.manual_seed(g.initial_seed() + world()[0])
             total = stage.half(net, free, False, g)
             if c.cider or c.association:
                 total = total + stage.half(net, taught, True, g)
+            if c.distil:
+                total = total + 2 * c.distil * distil.loss(net, free, g)
             self.state.setdefault("rewards", []).extend(stage.log.log)
             stage.log.log.clear()
             return total / 2
 
         self._train("stage 2", net, c.stage2_steps, c.stage2_lr, loss, say, cosine=False)
 
+    def _greedy(self, net: TagTransformerCaptioner, name: str, tags: bool) -> Tensor:
+        known, regions = self.data[name]
+        memory = net.encode(known if tags else torch.zeros_like(known), regions)
+        return net.generate(memory, greedy=True).ids[:, 0]
+
     @torch.no_grad()
     def _record(self, arm: str, net: TagTransformerCaptioner, *, tags: bool = True) -> None:
         """Caption the test scenes greedily and let both association models look at them."""
-        known, regions = self.data["test"]
-        memory = net.encode(known if tags else torch.zeros_like(known), regions)
-        ids = net.generate(memory, greedy=True).ids[:, 0]
+        ids = self._greedy(net, "test", tags)
         r = self.result
         r.captions[arm] = self.vocabulary.decode_all(ids)
+        if "unseen" in self.data:
+            r.unseen_captions[arm] = self.vocabulary.decode_all(self._greedy(net, "unseen", tags))
         for model, scores in (
             (self.judge, r.judge_scores),
             (self.evaluator, r.evaluator_scores),

@@ -10,10 +10,10 @@ from typing import Any
 import jinja2
 
 from .environment import describe
-from .figures import f1_bars, gallery, hacking, reward_curves, save_png
+from .figures import f1_bars, gallery, growth, hacking, reward_curves, save_png
 from .files import write_text
-from .pipeline import PipelineResult
-from .summary import Arm, gains
+from .result import PipelineResult
+from .summary import Arm, gains, unseen_f1
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
@@ -126,6 +126,7 @@ def write_run_report(
     figures = [
         ("f1.png", "F1 of eight objects that no caption named, after each stage", f1_bars(arms)),
         ("gallery.png", "Captions of scenes with held-out objects", gallery(result)),
+        ("words.png", "Words that the captions use", growth(arms)),
     ]
     if result.curves["rewards"]:
         figures.append(("rewards.png", "Reward terms in stage 2", reward_curves(result)))
@@ -157,12 +158,32 @@ def write_run_report(
         ),
         Section(
             "Paraphrases that the gate accepted",
-            f"{len(kept)} of {len(result.paraphrases)} proposals; of the accepted {right} have "
+            f"{len(kept)} of {len(result.paraphrases)} proposals gain more than "
+            f"{result.margin:.2f}; of the accepted {right} have "
             f"the true verb, of all {any_right}.",
             ("greedy caption", "paraphrase", "A before", "A after", "true verb"),
             shown,
         ),
     ]
+    if result.sweep:
+        sections.append(
+            Section(
+                "The margin, calibrated",
+                "Paraphrases of validation scenes, and how many of the accepted are right.",
+                ("margin", "accepted", "right"),
+                [(f"{m:.2f}", int(n), f"{100 * p:.0f} %") for m, n, p in result.sweep if n],
+            )
+        )
+    if result.unseen is not None:
+        rows = [(name, f1.macro, arms[name].novel.macro) for name, f1 in unseen_f1(result).items()]
+        sections.append(
+            Section(
+                "The same scenes in a style that nothing was trained on",
+                "Drawn with Noto Color Emoji.",
+                ("captioner", "novel F1 (95 %)", "in the trained style"),
+                rows,
+            )
+        )
     for name, title, _ in figures[2:]:
         sections.append(Section(title, figures=[name]))
     sections.append(

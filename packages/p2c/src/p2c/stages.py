@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from .association import AssociationModel, association_probability, swap_gate
 from .captioner import Captions, Memory, TagTransformerCaptioner
+from .distributed import global_mean, part, world
 from .metrics import CiderD
-from .paraphrase import MaskedLMParaphraser
+from .paraphrase import Paraphrase, Paraphraser
 from .rewards import RewardSum, WordCosines, sample_association
 from .rl import SCSTLoss, kl_penalty
 from .vocabulary import MASK, PAD, SEP, UNK
@@ -46,12 +47,11 @@ def vivo_loss(
     The Hungarian assignment is the published method's; the authors' code has plain cross-entropy.
     """
     there = tags != PAD
-    hide = there & (torch.rand(tags.shape, generator=generator) < rate)
+    whole = torch.rand((len(tags) * world()[1], tags.shape[1]), generator=generator)
+    hide = there & (part(whole) < rate)
     first = there.float().argmax(1)
     alone = there.any(1) & ~hide.any(1)
     hide[alone, first[alone]] = True
-    if not bool(hide.any()):
-        return regions.sum() * 0.0
     memory = captioner.encode(tags.masked_fill(hide, MASK), regions)
     logs = captioner.logits(memory.states[:, : tags.shape[1]]).log_softmax(-1)
     target = tags.clone()
@@ -61,7 +61,7 @@ def vivo_loss(
         cost = -logs[row, places][:, tags[row, places]].detach().numpy()
         _, order = linear_sum_assignment(cost)
         target[row, places] = tags[row, places][torch.from_numpy(order)]
-    return -logs[hide].gather(1, target[hide][:, None]).mean()
+    return global_mean(-logs[hide].gather(1, target[hide][:, None]).sum(), hide.sum())
 
 
 def xe_loss(
@@ -69,11 +69,13 @@ def xe_loss(
     memory: Memory,
     ids: Int[Tensor, "batch length"],
     smoothing: float = 0.0,
+    leave_out: Collection[int] = (),
 ) -> Float[Tensor, ""]:
     """Masked-token cross-entropy under the causal mask, at every place of every caption.
 
     The authors mask 15 % of the tokens; predicting each place at its own [MASK] in one pass has
-    the same expectation with every earlier word visible, and no variance from the choice.
+    the same expectation with every earlier word visible, and no variance from the choice. Words of
+    ``leave_out`` are not predicted.
     """
     logits = captioner.masked_logits(memory, ids[:, None])[:, 0]
     there = ids != PAD
@@ -83,7 +85,22 @@ def xe_loss(
         finite = torch.isfinite(logs)
         rest = -torch.where(finite, logs, torch.zeros_like(logs)).sum(-1) / finite.sum(-1)
         loss = (1 - smoothing) * loss + smoothing * rest
-    return loss[there & (ids != UNK)].mean()
+    counted = there & (ids != UNK)
+    if leave_out:
+        counted = counted & ~torch.isin(ids, torch.tensor(sorted(leave_out), device=ids.device))
+    return global_mean(loss[counted].sum(), counted.sum())
+
+
+def uncovered(
+    line: Sequence[int], tags: Sequence[int], nouns: Collection[int]
+) -> tuple[list[int], list[int]] | None:
+    """Return tags that a caption does not name, and the places of nouns that are no tags.
+
+    Returns None unless there is one of each.
+    """
+    missing = [t for t in tags if t > UNK and t not in line]
+    places = [i for i, w in enumerate(line) if w in nouns and w not in tags]
+    return (missing, places) if missing and places else None
 
 
 @dataclass
@@ -92,7 +109,7 @@ class Distillation:
 
     Parameters
     ----------
-    paraphraser : MaskedLMParaphraser
+    paraphraser : Paraphraser
         Proposes.
     judge : AssociationModel
         Accepts by `swap_gate`.
@@ -100,29 +117,80 @@ class Distillation:
         Of the gate.
     average : "masked" or "accepted"
         Denominator of the loss: all masked places (as the authors have it), or accepted ones.
+    proposals : int
+        Paraphrases asked for per caption (1 in the authors' code); the one of highest A is gated.
+    nouns : set of int
+        If given, captions are grounded before they are paraphrased: a tag that they do not name
+        takes the place of a noun that is no tag, where that raises A (see `ground`). Ours; the
+        verb of a thing that is not there cannot be right.
+    anchor : TagTransformerCaptioner, optional
+        A frozen captioner whose distribution is kept where nothing is rewritten, by a KL divergence
+        of weight ``anchor_weight``: distillation of one word otherwise blurs the objects.
     """
 
-    paraphraser: MaskedLMParaphraser
+    paraphraser: Paraphraser
     judge: AssociationModel
     margin: float = 0.1
     average: str = "masked"
+    proposals: int = 1
+    nouns: frozenset[int] = frozenset()
+    anchor: TagTransformerCaptioner | None = None
+    anchor_weight: float = 1.0
     proposed: int = 0
     accepted: int = 0
     without_verb: int = 0
+
+    @torch.no_grad()
+    def ground(
+        self, greedy: Int[Tensor, "batch length"], batch: Batch
+    ) -> Int[Tensor, "batch length"]:
+        """Put unnamed tags in the places of nouns that are no tags, wherever the judge agrees."""
+        if not self.nouns:
+            return greedy
+        scale = self.judge.scale
+        for _ in range(batch.tags.shape[1]):
+            text = self.judge.encode_text(greedy)
+            best, least = greedy, association_probability(batch.vectors, text, scale)
+            for which in range(2):  # the first or the last of the places
+                other = greedy.clone()
+                for row, (line, tags) in enumerate(zip(greedy.tolist(), batch.tags.tolist())):
+                    if found := uncovered(line, tags, self.nouns):
+                        missing, places = found
+                        other[row, places[-which]] = missing[0]
+                new = self.judge.encode_text(other)
+                after = association_probability(batch.vectors, text, scale, swapped=new)
+                best = torch.where((after > least)[:, None], other, best)
+                least = torch.maximum(after, least)
+            greedy = best
+        return greedy
 
     def propose(
         self, greedy: Int[Tensor, "batch length"], batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
         """Return masked captions, paraphrases, accepted teacher words, A before and A after."""
         found = self.paraphraser.propose(greedy, generator)
+        if found is None and world()[1] > 1:  # other processes wait for this one's captions
+            found = Paraphrase(greedy, greedy, torch.zeros_like(greedy))
         if found is None:
             self.without_verb += len(greedy)
             return None
         with torch.no_grad():
             text = self.judge.encode_text(greedy)
-            new = self.judge.encode_text(found.ids)
             before = association_probability(batch.vectors, text, self.judge.scale)
-            after = association_probability(batch.vectors, text, self.judge.scale, swapped=new)
+
+            def judged(ids: Tensor) -> Tensor:
+                new = self.judge.encode_text(ids)
+                return association_probability(batch.vectors, text, self.judge.scale, swapped=new)
+
+            after = judged(found.ids)
+            for rank in range(1, self.proposals):
+                other = self.paraphraser.propose(greedy, generator, rank) or found
+                score = judged(other.ids)
+                better = score > after
+                after = torch.where(better, score, after)
+                for name in ("masked", "ids", "teacher"):
+                    kept = torch.where(better[:, None], getattr(other, name), getattr(found, name))
+                    setattr(found, name, kept)
         changed = (found.teacher != PAD).any(1)
         keep = swap_gate(before, after, self.margin) & changed
         self.proposed += int(changed.sum())
@@ -134,18 +202,50 @@ class Distillation:
     def loss(
         self, captioner: TagTransformerCaptioner, batch: Batch, generator: torch.Generator
     ) -> Float[Tensor, ""]:
-        """Return the cross-entropy of accepted words at their places; 0 if there is none."""
+        """Return the cross-entropy of accepted words at their places; 0 if there is none.
+
+        With an ``anchor``, its distribution is kept at all other places (see `_drift`).
+        """
         memory = batch.encode(captioner)
-        greedy = captioner.generate(memory, greedy=True).ids[:, 0]
+        greedy = self.ground(captioner.generate(memory, greedy=True).ids[:, 0], batch)
         found = self.propose(greedy, batch, generator)
-        if found is None or not bool((found[2] != PAD).any()):
+        if found is None:
             return memory.states.sum() * 0.0
-        masked, _, teacher, _, _ = found
+        masked, ids, teacher, _, _ = found
         logs = captioner.masked_logits(memory, masked[:, None])[:, 0].log_softmax(-1)
         keep = teacher != PAD
-        total = F.nll_loss(logs[keep], teacher[keep], reduction="sum")
         count = keep.sum() if self.average == "accepted" else (masked == MASK).sum()
-        return total / count
+        total = global_mean(F.nll_loss(logs[keep], teacher[keep], reduction="sum"), count)
+        if self.anchor is not None:
+            said = torch.where(keep.any(1, keepdim=True), ids, greedy)
+            total = total + self.anchor_weight * self._drift(captioner, batch, memory, said, masked)
+        return total
+
+    def _drift(
+        self,
+        captioner: TagTransformerCaptioner,
+        batch: Batch,
+        memory: Memory,
+        said: Int[Tensor, "batch length"],
+        masked: Int[Tensor, "batch length"],
+    ) -> Float[Tensor, ""]:
+        """Return KL(anchor || captioner) at the words that are not rewritten.
+
+        The anchor reads the caption as it would have worded it, the captioner reads the paraphrase:
+        whatever verb was said, the objects that follow are to stay.
+        """
+        assert self.anchor is not None
+        hidden = masked == MASK
+        with torch.no_grad():
+            seen = batch.encode(self.anchor)
+            own = self.anchor.masked_logits(seen, said[:, None])[:, 0].argmax(-1)
+            old = self.anchor.masked_logits(seen, torch.where(hidden, own, said)[:, None])
+        places = (said != PAD) & ~hidden
+        before = old[:, 0][places].log_softmax(-1)
+        now = captioner.masked_logits(memory, said[:, None])[:, 0][places].log_softmax(-1)
+        finite = torch.isfinite(now)
+        gap = before.exp() * torch.where(finite, before - now, torch.zeros_like(now))
+        return global_mean(gap.nan_to_num(0.0).sum(), places.sum())
 
 
 @dataclass
@@ -232,9 +332,9 @@ class SelfParaphrase:
         forced = torch.zeros(len(greedy), self.samples, greedy.shape[1], dtype=torch.long)
         draws = torch.rand(len(greedy), self.samples, generator=generator).tolist()
         for row, (line, tags) in enumerate(zip(greedy.tolist(), batch.tags.tolist())):
-            missing = [t for t in tags if t > UNK and t not in line]
-            places = [i for i, w in enumerate(line) if w in self.nouns and w not in tags]
-            for k in range(self.explore if missing and places else 0):
+            found = uncovered(line, tags, self.nouns)
+            for k in range(self.explore if found else 0):
+                missing, places = found or ([], [])
                 seeded = list(line)
                 seeded[places[int(draws[row][k] * len(places))]] = missing[k % len(missing)]
                 forced[row, k] = torch.tensor(seeded)

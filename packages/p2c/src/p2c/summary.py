@@ -16,7 +16,7 @@ from .metrics import (
     paired_bootstrap,
     tag_listing,
 )
-from .pipeline import PipelineResult
+from .result import PipelineResult
 from .world import HELD_OUT, NAMES
 
 
@@ -65,6 +65,18 @@ def summarize(result: PipelineResult) -> dict[str, Arm]:
             float(np.mean([_twice(line, names) for line in words])),
         )
     return arms
+
+
+def unseen_f1(result: PipelineResult) -> dict[str, NovelF1]:
+    """Return the novel F1 of every arm on the same scenes in a style nothing was trained on."""
+    if result.unseen is None:
+        return {}
+    refs = dict(enumerate(result.unseen.references))
+    novel = {word: list(NAMES[word]) for word in HELD_OUT}
+    return {
+        name: novel_f1(dict(enumerate(captions)), refs, novel, resamples=300)
+        for name, captions in result.unseen_captions.items()
+    }
 
 
 def _twice(words: list[str], names: dict[str, list[str]]) -> bool:

@@ -72,6 +72,13 @@ RICH_VERBS = frozenset(
     verb for upright, tilted in VERBS.values() for verb in (*upright.values(), tilted)
 )
 
+# kind of word -> classes of words that mean the same: what a judge is taught to tell apart
+SWAPPABLE = (
+    [[verb] for verb in (GENERIC, *sorted(RICH_VERBS))],
+    [list(words) for words in RELATIONS.values()],
+    [[word, *others] for word, others in NAMES.items()],
+)
+
 
 @dataclass(frozen=True)
 class Event:

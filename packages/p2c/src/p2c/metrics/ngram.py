@@ -11,6 +11,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
+from ..native import compiled
+
 Ngram = tuple[Hashable, ...]
 
 
@@ -152,6 +154,8 @@ class CiderD:
         sigma: float = 6.0,
     ) -> None:
         self.sigma = sigma
+        self._native = None
+        module = compiled()
         counted = {key: [ngrams(_words(r)) for r in refs] for key, refs in references.items()}
         if frequencies is None:
             found: Counter[Ngram] = Counter()
@@ -160,6 +164,10 @@ class CiderD:
             frequencies, documents = found, len(counted)
         self.frequencies = frequencies
         self.log_documents = math.log(documents or 1)
+        if module is not None:
+            self._native = module.CiderD(frequencies, self.log_documents, sigma)
+            self._numbers = {k: self._native.add(refs) for k, refs in references.items()}
+            return
         self._idf: dict[Ngram, float] = {
             gram: self.log_documents - math.log(max(1.0, count))
             for gram, count in frequencies.items()
@@ -191,6 +199,8 @@ class CiderD:
 
     def score(self, key: Hashable, caption: str | Sequence[int]) -> float:
         """Return the CIDEr-D of one caption against the references of ``key`` (0 to 10)."""
+        if self._native is not None:
+            return float(self._native.score(self._numbers[key], caption))
         table, lengths = self._cached[key]
         words = _words(caption)
         idf, default = self._idf, self.log_documents
@@ -221,6 +231,9 @@ class CiderD:
         self, keys: Sequence[Hashable], captions: Sequence[str | Sequence[int]]
     ) -> np.ndarray:
         """Return the CIDEr-D of many captions, each against the references of its key."""
+        if self._native is not None:
+            numbers = [self._numbers[key] for key in keys]
+            return np.array(self._native.scores(numbers, list(captions)), dtype=float)
         return np.array([self.score(key, text) for key, text in zip(keys, captions, strict=True)])
 
 

@@ -1,0 +1,13 @@
+"""The compiled CIDEr-D (csrc/bindings.cpp); p2c.metrics.CiderD is its Python face."""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+class CiderD:
+    def __init__(
+        self, frequencies: Mapping[tuple[Hashable, ...], int], log_documents: float, sigma: float
+    ) -> None: ...
+    def add(self, references: Sequence[str | Sequence[int]]) -> int: ...
+    def score(self, image: int, caption: str | Sequence[int]) -> float: ...
+    def scores(
+        self, images: Sequence[int], captions: Sequence[str | Sequence[int]]
+    ) -> list[float]: ...
