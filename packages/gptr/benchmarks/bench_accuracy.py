@@ -1,6 +1,4 @@
-"""Accuracy over the base at one budget: generated diagrams, and hdBPMN where a path is given."""
-
-from pathlib import Path
+"""Accuracy over the base at one budget, on generated diagrams."""
 
 import torch
 from common import arguments, goal, write
@@ -9,7 +7,6 @@ from gptr.reproduce import reproduce
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--bpmn", type=Path, help="hdBPMN folder or zip with train/ and val/")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--ablation", action="store_true", help="also laws alone and left out")
@@ -51,29 +48,6 @@ def main() -> None:
     ]
     columns, table = mini.table()
     tables = [{"title": "mini: arms", "columns": columns, "rows": table}]
-    if options.bpmn is not None:
-        bpmn = reproduce(
-            "bpmn",
-            data=options.bpmn,
-            seeds=[0],
-            steps=options.steps,
-            say=lambda text: print(text, flush=True),
-        )
-        best = max(r.evaluation.stats["AP50"] for r in bpmn.runs if r.arm == "gptr")
-        spent = max(r.cpu_seconds for r in bpmn.runs)
-        goals.append(
-            goal(
-                "hdBPMN, AP50 on the val photographs",
-                ">= 0.75 after < 60 CPU-min",
-                f"{best:.3f} after {spent / 60:.1f} CPU-min",
-                best >= 0.75 and spent < 3600,
-                "384 px, frozen features; shapes without pools, lanes and sub-processes",
-            )
-        )
-        columns, table = bpmn.table()
-        tables.append({"title": "hdBPMN: arms", "columns": columns, "rows": table})
-    else:
-        print("no --bpmn: the photographs were left out")
     write(options.out, __file__, "Accuracy over the base", goals, tables)
 
 
