@@ -90,12 +90,13 @@ def test_repair_lowers_both_penalties():
     scorer, tokenizer = load("mini-bert")
     texts = held_out_sentences()[:300]
     config = FinetuneConfig(
-        steps=25, warmup=5, batch_size=8, quadruples=12, learning_rate=1e-3, max_length=24
+        steps=60, warmup=5, batch_size=8, quadruples=12, learning_rate=1e-3, max_length=24
     )
     history = finetune(scorer.model, tokenizer, texts, config)
     for name in ("curl", "path"):
         values = [point[name] for point in history]
-        assert np.mean(values[-6:]) < 0.7 * np.mean(values[:4]), name
+        # a batch's penalty varies by half of itself: eight of them on each side
+        assert np.mean(values[-8:]) < 0.75 * np.mean(values[:8]), name
     assert np.isfinite(held_out_masked_loss(scorer.model, texts[:40], tokenizer))
     with pytest.raises(InputError, match="texts"):
         finetune(scorer.model, tokenizer, texts[:2], config)
