@@ -9,7 +9,7 @@ import torch
 from mlm_consistency import PairTable
 from scipy.special import logsumexp
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def random_table(rng, a, b, scale=1.5, margins=True):
