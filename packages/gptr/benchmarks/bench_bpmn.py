@@ -26,7 +26,10 @@ def main() -> None:
     best = max(r.evaluation.stats["AP50"] for r in bpmn.runs if r.arm == "gptr")
     spent = max(r.cpu_seconds for r in bpmn.runs)
     gain, _ = bpmn.comparisons["gptr"]
-    note = f"384 px, strides 16 and 32, frozen features, {options.steps} steps of 8; no pools, lanes, sub-processes"
+    note = (
+        f"384 px, strides 16 and 32, frozen features, {options.steps} steps of 8; no pools, "
+        "lanes, sub-processes"
+    )
     goals = [
         goal(
             "hdBPMN, AP50 on the val photographs",
