@@ -402,7 +402,8 @@ def compare(
     if out is not None:
         from gptr.pages import write_comparison
 
-        write_comparison(found, (str(a), str(b)), out)
+        names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+        write_comparison(found, names, out)
     if as_json:
         print(json.dumps([asdict(c) for c in found], indent=1))
     else:
