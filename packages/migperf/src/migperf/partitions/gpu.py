@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from ..errors import InputError, MigperfError
 from ..mps import MpsDaemon, find_mps
-from ..node import Gpu, Node
+from ..node import Gpu, MigDevice, Node
+from ..restore import recover_holds
 from ..telemetry.meter import GpuMeter
 from .base import Availability, CoreLayout, Grant, available_cores, thread_environment
 
@@ -99,19 +100,22 @@ class Mig(_OnGpu):
 
     @contextmanager
     def open(self, layout: str) -> Iterator[list[Grant]]:
-        """Apply the layout, grant its devices, and put the former layout back."""
+        """Apply the layout, grant its devices, and put the former layout and mode back."""
+        with self._opened() as gpu:
+            # What a killed run has left would otherwise count as the former layout.
+            recover_holds(gpu.node.state_dir, gpu.node)
+            with gpu.borrow(layout, allow_mode_change=self._allow) as applied:
+                yield self._grants(applied.devices)
+
+    def _grants(self, devices: Sequence[MigDevice]) -> list[Grant]:
         threads = max(1, len(available_cores()))
-        with (
-            self._opened() as gpu,
-            gpu.apply(layout, allow_mode_change=self._allow) as applied,
-        ):
-            grants = []
-            for device in applied.devices:
-                name = device.name.rsplit("MIG ", 1)[-1]
-                env = {**thread_environment(threads), **device.env()}
-                place = (self._index, device.gpu_instance_id)
-                grants.append(Grant(name, env, (), threads, device=place))
-            yield grants
+        grants = []
+        for device in devices:
+            name = device.name.rsplit("MIG ", 1)[-1]
+            env = {**thread_environment(threads), **device.env()}
+            place = (self._index, device.gpu_instance_id)
+            grants.append(Grant(name, env, (), threads, device=place))
+        return grants
 
 
 class TimeSlice(_OnGpu):
@@ -160,6 +164,7 @@ class Mps(_OnGpu):
         """Run a daemon, grant shares such as ``50%*2``, and end the daemon."""
         parts = CoreLayout.parse(layout, percent=True).parts
         threads = max(1, len(available_cores()))
+        recover_holds()
         with self._opened() as gpu, MpsDaemon(device=gpu.uuid) as daemon:
             yield [
                 Grant(
