@@ -129,7 +129,6 @@ def endings() -> Iterator[object]:
             yield pytest.param(backend, ending, marks=marks, id=f"{backend}-{ending}")
 
 
-@pytest.mark.native
 @pytest.mark.parametrize(("backend", "ending"), endings())
 def test_the_machine_is_as_before(
     machine: SimpleNamespace, backend: str, ending: str, tmp_path: Path
@@ -157,7 +156,6 @@ def test_the_machine_is_as_before(
     assert (tmp_path / "runs").exists() is (number is None)
 
 
-@pytest.mark.native
 def test_the_mode_comes_back_as_well(machine: SimpleNamespace, tmp_path: Path) -> None:
     Controller(machine.gpu).restore(())
     machine.gpu.set_mig_mode(False)
@@ -172,7 +170,6 @@ def test_the_mode_comes_back_as_well(machine: SimpleNamespace, tmp_path: Path) -
         assert eventually(lambda: machine.gpu.mig_mode() == (False, False)), ending
 
 
-@pytest.mark.native
 @pytest.mark.parametrize("backend", ["mig", "mps", "cpuquota"])
 def test_recover_where_the_guardian_was_killed_too(
     machine: SimpleNamespace, backend: str, tmp_path: Path
@@ -196,7 +193,6 @@ def test_recover_where_the_guardian_was_killed_too(
     assert eventually(lambda: snapshot(machine) == before), snapshot(machine)
 
 
-@pytest.mark.native
 @pytest.mark.parametrize("call", ["nvmlDeviceCreateGpu*", "nvmlGpuInstanceCreate*", "nvmlGpuInst*"])
 @pytest.mark.parametrize("skip", [pytest.param(0, marks=pytest.mark.stress), 1])
 def test_killed_in_the_middle_of_a_call(
@@ -212,7 +208,6 @@ def test_killed_in_the_middle_of_a_call(
     assert eventually(lambda: snapshot(machine) == before), snapshot(machine)
 
 
-@pytest.mark.native
 def test_apply_as_a_block_survives_kill(machine: SimpleNamespace) -> None:
     code = (
         "import os, signal\nfrom migperf import Node\n"
