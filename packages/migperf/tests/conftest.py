@@ -61,7 +61,10 @@ with (log / "commands").open("a") as stream:
         sys.exit("Cannot find MPS control daemon process")
     text = sys.stdin.read()
     stream.write(text)
-answers = dict(get_server_list="100", get_client_list="4711\\n4712")
+clients = "4711\\n4712"
+if (pipe / "clients").exists():
+    clients = (pipe / "clients").read_text()
+answers = dict(get_server_list="100", get_client_list=clients)
 word = text.split()[0]
 if word == "quit" and not (pipe / "deaf").exists():
     os.kill(int(pid.read_text()), signal.SIGTERM)

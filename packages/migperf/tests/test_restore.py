@@ -129,7 +129,7 @@ def endings() -> Iterator[object]:
             yield pytest.param(backend, ending, marks=marks, id=f"{backend}-{ending}")
 
 
-@pytest.mark.parametrize(("backend", "ending"), endings())
+@pytest.mark.parametrize(("backend", "ending"), list(endings()))
 def test_the_machine_is_as_before(
     machine: SimpleNamespace, backend: str, ending: str, tmp_path: Path
 ) -> None:
@@ -228,6 +228,8 @@ def test_mps_daemon_gets_its_commands(fake_mps: Path) -> None:
         assert log[1] == "set_default_active_thread_percentage 30"
         daemon.set_memory_limit(2048)
         assert daemon.clients() == [4711, 4712]
+        (daemon.folder / "pipe" / "clients").write_text("17\n")
+        assert daemon.clients() == [17]
         assert len(mps_daemons()) == 1
         folder = daemon.folder
     assert mps_daemons() == []
@@ -263,3 +265,67 @@ def test_a_hold_says_who_and_what(tmp_path: Path) -> None:
     assert recover_holds(tmp_path) == []
     hold.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tenants_that_mps_does_not_serve_are_told(
+    machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA program runs without MPS, and says nothing, where no daemon answers it."""
+    from migperf import Study
+    from migperf.partitions.gpu import Mps
+
+    for name, value in machine.env.items():
+        monkeypatch.setenv(name, value)
+    study = {
+        "backend": "mps", "layouts": ["50%*2"], "repeat": 1, "duration_s": 0.1, "warmup_s": 0.01,
+        "tenants": [{"workload": {"width": 16, "batch": 1}}],
+    }  # fmt: skip
+    result = Study.from_dict(study).run(allow_noise=True, opener=lambda: Node.open())
+    assert any("serves 0 of 2 tenants" in line for line in result.noise)
+    with Mps(lambda: Node.open()).open("50%*2") as grants:
+        backend = Mps()
+        folder = Path(grants[0].env["CUDA_MPS_PIPE_DIRECTORY"])
+        (folder / "clients").write_text("17\n18\n")
+        backend._daemon = MpsDaemon("GPU-1")
+        backend._daemon._folder = folder.parent
+        assert backend.check([17, 18]) == ""
+        assert "serves 1 of 2" in backend.check([17, 19])
+
+
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "bench_gpu.py"
+
+
+@pytest.mark.stress
+def test_the_gpu_benchmark_runs_to_its_end_on_stand_ins(
+    machine: SimpleNamespace, tmp_path: Path
+) -> None:
+    """All of bench_gpu.py but the GPU: driver library, MPS program and readings are stand-ins."""
+    pytest.importorskip("torch")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import migperf.node\nmigperf.node.is_simulated = lambda: False\n"
+    )
+    before = snapshot(machine)
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARK), "--model", "tiny", "--out", str(out)],
+        env={**machine.env, "PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=280,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "bench_gpu.json").read_text())
+    assert result["command"].endswith("--model tiny")
+    backends, cases = result["tables"]
+    works = {row[0]: row[1] for row in backends["rows"]}
+    assert (works["timeslice"], works["mps"], works["mig"]) == ("yes", "yes", "yes")
+    assert [row[0] for row in cases["rows"]] == [
+        "timeslice:gpu", *["timeslice:gpu*2"] * 2, "mps:50%*2 alone", *["mps:50%*2"] * 2,
+    ]  # fmt: skip
+    assert all("ERR" not in str(row) and row[3] is not None for row in cases["rows"])
+    rows = {g["name"]: g for g in result["goals"]}
+    assert rows["MIG mode after the studies"]["met"] is True
+    assert rows["energy counter of the driver over the studies"]["met"] is True
+    served = next(g for name, g in rows.items() if name.startswith("mps on"))
+    assert "serves 0 of 2" in served["note"]
+    assert snapshot(machine) == before

@@ -63,6 +63,10 @@ class _OnGpu:
             raise RuntimeError("meter: no layout is open")
         return GpuMeter(self._gpu, grants)
 
+    def check(self, pids: Sequence[int]) -> str:
+        """Nothing can be wrong: CUDA fails where a device cannot be used."""
+        return ""
+
 
 class Mig(_OnGpu):
     """One MIG device per tenant.
@@ -149,6 +153,7 @@ class Mps(_OnGpu):
 
     name = "mps"
     isolates = "share of multiprocessors (upper limit) and memory limit; not bandwidth or cache"
+    _daemon: MpsDaemon
 
     def available(self) -> Availability:
         """Ask for a real driver and nvidia-cuda-mps-control."""
@@ -159,6 +164,16 @@ class Mps(_OnGpu):
             return Availability(False, "nvidia-cuda-mps-control is not on PATH")
         return Availability(True)
 
+    def check(self, pids: Sequence[int]) -> str:
+        """Ask the daemon whom it serves: CUDA runs without MPS, and silently, where it fails."""
+        served = set(self._daemon.clients()) & set(pids)
+        if len(served) == len(pids):
+            return ""
+        return (
+            f"the MPS daemon serves {len(served)} of {len(pids)} tenants; the others ran without "
+            "MPS or do not use the GPU"
+        )
+
     @contextmanager
     def open(self, layout: str) -> Iterator[list[Grant]]:
         """Run a daemon, grant shares such as ``50%*2``, and end the daemon."""
@@ -166,6 +181,7 @@ class Mps(_OnGpu):
         threads = max(1, len(available_cores()))
         recover_holds()
         with self._opened() as gpu, MpsDaemon(device=gpu.uuid) as daemon:
+            self._daemon = daemon
             yield [
                 Grant(
                     f"{part}%",
