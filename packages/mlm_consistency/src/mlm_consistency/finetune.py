@@ -1,10 +1,10 @@
 """Repair: fine-tune a masked language model so that its conditionals agree.
 
-The loss is masked-LM cross-entropy, softened by the original model's own predictions, plus a penalty
-on sampled pair tables: the squared curl of their quadruples, and the squared path gap of their
-cells. Both vanish on every context exactly when the model has a joint distribution over the pair and
-fills it in any order. A table of K x K candidates costs 2 K + 1 forwards and holds (K - 1)^2
-quadruples with the sentence's own tokens, where a quadruple on its own costs five forwards.
+The loss is masked-LM cross-entropy, softened by the original model's own predictions, plus a
+penalty on sampled pair tables: the squared curl of their quadruples, and the squared path gap of
+their cells. Both vanish on every context exactly when the model has a joint distribution over the
+pair and fills it in any order. A table of K x K candidates costs 2 K + 1 forwards and holds
+(K - 1)^2 quadruples with the sentence's own tokens; a quadruple on its own costs five forwards.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def masked_loss(
     from torch.nn.functional import nll_loss
 
     special = set(tokenizer.all_special_ids)
-    vocabulary = len(tokenizer)
+    ordinary = [t for t in range(len(tokenizer)) if t not in special]
     changed, lines, places, targets = [], [], [], []
     for n, ids in enumerate(rows):
         row = list(ids)
@@ -196,7 +196,7 @@ def masked_loss(
             if kind < 0.8:
                 row[at] = tokenizer.mask_token_id
             elif kind < 0.9:
-                row[at] = int(rng.integers(len(special), vocabulary))
+                row[at] = ordinary[int(rng.integers(len(ordinary)))]
             lines.append(n)
             places.append(at)
             targets.append(ids[at])
@@ -242,7 +242,9 @@ class _Sampler:
         self.words, self.content = [], []
         for ids in self.rows:
             inner = range(1, len(ids) - 2)
-            whole = [vocabulary.whole_word(ids, at) and not common[ids[at]] for at in range(len(ids))]
+            whole = [
+                vocabulary.whole_word(ids, at) and not common[ids[at]] for at in range(len(ids))
+            ]
             self.words.append([at for at in inner if initial[ids[at]] and initial[ids[at + 1]]])
             self.content.append([at for at in inner if whole[at] and whole[at + 1]])
         self.usable = np.flatnonzero([bool(w) for w in self.words])
