@@ -326,6 +326,7 @@ def test_commands_end_to_end(capsys, tmp_path):
     main(["score", "mini-bert", str(verses), "--pll", "within_word_l2r", "--json"])
     assert len(json.loads(capsys.readouterr().out)[0]["log_p"]) == 6
     main(["score", "mini-bert", str(verses), "--page", str(tmp_path / "s.html")])
+    assert capsys.readouterr().out.split() == ["wrote", str(tmp_path / "s.html")]
     assert "the lord is my shepherd" in (tmp_path / "s.html").read_text()
     task = tmp_path / "task.jsonl"
     context = "and it came to pass in those days that the word of the lord came unto the"
