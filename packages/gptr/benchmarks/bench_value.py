@@ -1,17 +1,14 @@
-"""Time to value on an easy set, memory of the laws, and a small exported network's latency."""
+"""Time to value on an easy set, and memory of the laws."""
 
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 from common import arguments, goal, write
 from gptr.config import GPTRConfig
 from gptr.evaluation.coco import evaluate
-from gptr.export import export_onnx
 from gptr.model.gptr import GPTR
 from gptr.synth.generate import generate_splits
 from gptr.train import FeatureCache, Trainer
@@ -73,10 +70,6 @@ def main() -> None:
     nodes = 4096
     memory = {mode: peak_mib(mode, nodes) for mode in ("none", "bias", "gptr")}
     sizes = {mode: peak_mib(mode, nodes // 4) for mode in ("bias", "gptr")}
-    torch.set_num_threads(2)
-    with tempfile.TemporaryDirectory() as folder:
-        small = GPTR.from_config("gptr-tiny", num_classes=60, strides=(16, 32))
-        exported = export_onnx(small, Path(folder) / "m.onnx", (512, 512), repeats=9)
     goals = [
         goal(
             "easy set: 1,200 images, 30 classes, 192 px",
@@ -96,19 +89,11 @@ def main() -> None:
             "growth of the process's peak, d 256; at 1,024 tokens "
             f"{sizes['bias']:.0f} and {sizes['gptr']:.0f} MiB",
         ),
-        goal(
-            "512 px through ONNX Runtime at strides 16 and 32, 2 threads",
-            "<= 150 ms, outputs within 1e-4",
-            f"{exported.onnx_ms:.0f} ms (torch {exported.torch_ms:.0f} ms), difference "
-            f"{max(exported.logits_error, exported.boxes_error):.1e}",
-            exported.onnx_ms <= 150,
-            "gptr-tiny with strides=(16, 32), 60 classes, 1,280 tokens",
-        ),
     ]
     tables = [
         {"title": "easy set", "columns": ["seed", "AP", "AP50", "CPU-s"], "rows": rows},
     ]
-    write(options.out, __file__, "Time to value, memory, latency", goals, tables)
+    write(options.out, __file__, "Time to value, memory", goals, tables)
 
 
 if __name__ == "__main__":

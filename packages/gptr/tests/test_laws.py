@@ -101,6 +101,15 @@ def test_fused_bias_equals_attention_with_a_dense_bias():
     )
 
 
+def test_walks_in_two_buffers_are_the_differentiable_ones():
+    torch.manual_seed(0)
+    values, right, down = torch.randn(2, 3, 20), torch.rand(2, 4, 5), torch.rand(2, 4, 5)
+    for hops in (0, 1, 3, 4):
+        wanted = law.walks(values, right, down, 0.5, hops)
+        with torch.no_grad():
+            assert torch.allclose(law.walks(values, right, down, 0.5, hops), wanted, atol=1e-6)
+
+
 def test_message_gradients():
     _, _, tokens = encoder_problem(16, 32)
     level = tokens.levels[0]
@@ -108,7 +117,7 @@ def test_message_gradients():
         setattr(level, name, getattr(level, name).double())
     messages = LawMessages(8, law.LAWS, width=8).double()
     x = torch.randn(1, 16, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: messages(t, tokens), (x,), atol=1e-6)
+    assert torch.autograd.gradcheck(lambda t: messages(t, tokens, t), (x,), atol=1e-6)
 
 
 def test_rows_are_stochastic_and_padding_is_nothing(drawing):

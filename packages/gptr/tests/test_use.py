@@ -7,17 +7,27 @@ import pytest
 import torch
 from gptr import GPTR
 from gptr.cli import main
+from gptr.config import GPTRConfig
 from gptr.connectors import find_connectors, to_graph
 from gptr.detections import Detections
 from gptr.explain import explain, model_group_distances
 from gptr.export import export_onnx
-from gptr.synth.generate import generate, save_coco
+from gptr.pages import write_times
+from gptr.reproduce import BASE, run_arms, write_reproduction
+from gptr.synth.generate import generate, generate_splits, save_coco
 
 
 def run(*arguments):
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in arguments])
     return stop.value.code
+
+
+def page(folder, *figures):
+    """Return the text of a report whose figures exist and are named in it."""
+    text = (folder / "report.html").read_text()
+    assert all((folder / f).stat().st_size > 1000 and f in text for f in figures)
+    return text
 
 
 def test_explain_with_and_without_a_model(drawing):
@@ -78,6 +88,7 @@ def test_the_command_line_from_drawing_to_graph(tmp_path, capsys, flowcharts):
     data = tmp_path / "data"
     assert run("generate", "--family", "flowchart", "--classes", 3, "--images", 8, "--val", 4,
                "--size", 96, "--out", data) == 0  # fmt: skip
+    page(data, "samples.png", "classes.png")
     assert run("doctor", data / "train.json", "--other", data / "val.json", "--json") == 0
     train = ["train", "--data", data, "--preset", "nano", "--epochs", 1, "--batch-size", 4]
     for name, laws in (("a", "sim,prox"), ("b", "")):
@@ -95,7 +106,9 @@ def test_the_command_line_from_drawing_to_graph(tmp_path, capsys, flowcharts):
     assert {p.name for p in (tmp_path / "p").iterdir()} == {
         "detections.json", "val_00000.svg", "val_00000.html", "val_00000.drawio"}  # fmt: skip
     assert run("explain", image, "--run", tmp_path / "a", "--out", tmp_path / "x") == 0
-    assert run("compare", tmp_path / "a", tmp_path / "b", "--data", data, "--resamples", 10) == 0
+    assert run("compare", tmp_path / "a", tmp_path / "b", "--data", data, "--resamples", 10,
+               "--out", tmp_path / "d") == 0  # fmt: skip
+    page(tmp_path / "d", "differences.png")
     assert run("export", tmp_path / "a", "--onnx", tmp_path / "m.onnx", "--size", 64) == 0
     assert run("convert", data / "val.json", "--from-format", "coco", "--out", tmp_path / "c") == 0
 
@@ -127,7 +140,28 @@ def test_doctor_says_no(tmp_path, flowcharts):
     data = json.loads(path.read_text())
     data["annotations"][0]["bbox"][2] = -4
     path.write_text(json.dumps(data))
-    assert run("doctor", path) == 3
+    assert run("doctor", path, "--out", tmp_path / "page") == 3
+    assert "box-negative" in page(tmp_path / "page", "findings.png")
+
+
+def test_reproduce_compares_arms_of_one_budget(tmp_path):
+    splits = generate_splits({"train": 6, "val": 4}, family="parts", classes=2, size=64)
+    config = GPTRConfig.preset("gptr-nano", d_model=16, ffn=16, freeze_backbone=True)
+    result = run_arms(
+        "small", splits["train"], splits["val"], BASE, steps=2, seeds=(0, 1), config=config,
+        resamples=10, batch_size=3,
+    )  # fmt: skip
+    assert [(r.arm, r.seed, r.steps) for r in result.runs] == [
+        ("base", 0, 2), ("gptr", 0, 2), ("base", 1, 2), ("gptr", 1, 2)]  # fmt: skip
+    assert [c.figure for c in result.comparisons["gptr"]] == ["AP", "AP50"]
+    write_reproduction(result, splits["val"], tmp_path)
+    assert "base" in page(tmp_path, "ap.png", "training.png", "detections.png")
+    assert json.loads((tmp_path / "reproduction.json").read_text())["name"] == "small"
+
+
+def test_bench_writes_a_page(tmp_path):
+    write_times([{"what": "matcher", "ms": 1.5}], tmp_path)
+    assert "matcher" in page(tmp_path, "times.png")
 
 
 def test_law_weights_over_training_are_recorded(tmp_path, flowcharts):

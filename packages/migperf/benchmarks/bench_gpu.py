@@ -3,10 +3,12 @@
 It changes no setting of the GPU (no MIG mode, no clocks): MIG layouts are only read. Needs the
 extras torch and transformers. Each backend has a time limit and the result file is written again
 after each, so that a run that is cut off leaves what was measured; the whole ends within 150 s.
+``--model tiny`` takes the first model whose name begins so, for trying the script.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -17,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import goal, parse, table, write
+from common import goal, table, write
 from migperf import Node, Study
 from migperf.errors import MigperfError
 from migperf.partitions.registry import diagnose
@@ -28,6 +30,7 @@ MODELS = {
     "BERT (batch 8, 128 tokens)": {"model": "hf:bert", "batch": 8, "sequence": 128},
     "ViT-B/16 (batch 8)": {"model": "vit_base_patch16_224", "batch": 8, "image": 224},
     "perceptron (batch 256, width 4096)": {"model": "mlp", "batch": 256, "width": 4096},
+    "tiny perceptron (batch 8, width 64)": {"model": "mlp", "batch": 8, "width": 64},
 }
 SECONDS = 60  # per backend
 CASES = {
@@ -58,10 +61,12 @@ def milliseconds(row: dict) -> list[float | None]:
     return [None if v != v else round(v, 3) for v in values]
 
 
-def measure(backend: str, out: Path) -> None:
+def measure(backend: str, out: Path, chosen: str) -> None:
     """Measure one backend in this process and write what was found; run by `bounded`."""
     result, failures = None, []
     for what, model in MODELS.items():
+        if not what.startswith(chosen):
+            continue
         try:
             result = study(backend, model).run(allow_noise=True)
             break
@@ -96,12 +101,12 @@ def measure(backend: str, out: Path) -> None:
     out.write_text(json.dumps(found), encoding="utf-8")
 
 
-def bounded(backend: str, seconds: float = SECONDS) -> dict:
+def bounded(backend: str, chosen: str, seconds: float = SECONDS) -> dict:
     """Measure a backend in a process group that is ended after `seconds`."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         process = subprocess.Popen(
-            [sys.executable, __file__, "--backend", backend, "--out", str(out)],
+            [sys.executable, __file__, "--backend", backend, "--model", chosen, "--out", str(out)],
             start_new_session=True,
         )
         try:
@@ -123,10 +128,16 @@ def bounded(backend: str, seconds: float = SECONDS) -> dict:
 
 
 def main() -> None:
-    if "--backend" in sys.argv:
-        measure(sys.argv[sys.argv.index("--backend") + 1], Path(sys.argv[-1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON file")
+    parser.add_argument("--model", default="", help="how the name of the model begins")
+    parser.add_argument("--backend", choices=CASES, help="measure this one only, into the file OUT")
+    arguments = parser.parse_args()
+    if not any(what.startswith(arguments.model) for what in MODELS):
+        parser.error(f"--model: {arguments.model!r} begins none of {', '.join(MODELS)}")
+    if arguments.backend:
+        measure(arguments.backend, arguments.out, arguments.model)
         return
-    arguments = parse(__doc__ or "")
     started = time.monotonic()
     try:
         node = Node.open()
@@ -154,11 +165,12 @@ def main() -> None:
         ]
         peers = ("torch", "transformers")
         title = f"Partitions of {name}"
-        write(arguments.out, __file__, title, [*goals, *more], tables, peers)
+        options = f" --model {arguments.model}" if arguments.model else ""
+        write(arguments.out, __file__, title, [*goals, *more], tables, peers, options)
 
     for backend in CASES:
         if backend in works:
-            found = bounded(backend)
+            found = bounded(backend, arguments.model)
             goals.append(found["goal"])
             rows += found["rows"]
         else:

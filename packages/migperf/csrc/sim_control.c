@@ -95,16 +95,22 @@ SIM_EXPORT int migperfSimSetLatency(unsigned int kind, unsigned long long micros
 {
     if (!sim || kind == SIM_READ || kind >= SIM_KINDS)
         return NVML_ERROR_INVALID_ARGUMENT;
+    nvmlReturn_t result = sim_lock();
+    if (result != NVML_SUCCESS)
+        return result;
     sim->latency_us[kind] = microseconds;
+    sim_unlock();
     return NVML_SUCCESS;
 }
 
 /* With a virtual clock, latencies are added up instead of slept through. */
 SIM_EXPORT int migperfSimVirtualClock(unsigned int on)
 {
-    if (!sim)
-        return NVML_ERROR_UNINITIALIZED;
+    nvmlReturn_t result = sim_lock();
+    if (result != NVML_SUCCESS)
+        return result;
     sim->virtual_latency = on;
+    sim_unlock();
     return NVML_SUCCESS;
 }
 

@@ -156,6 +156,8 @@ nvmlReturn_t sim_enter(const char *function, enum sim_kind kind, uint32_t gpu, u
     return result;
 }
 
+/* Another thread may open the driver, and with it read the environment, at any time. */
+static pthread_mutex_t trace_lock = PTHREAD_MUTEX_INITIALIZER;
 static char trace_path[4096];
 
 /* Once per process and attachment: where to trace to, and the fault script of the environment,
@@ -163,7 +165,9 @@ static char trace_path[4096];
 nvmlReturn_t sim_read_environment(void)
 {
     const char *path = getenv("MIGPERF_SIM_TRACE");
+    pthread_mutex_lock(&trace_lock);
     snprintf(trace_path, sizeof trace_path, "%s", path ? path : "");
+    pthread_mutex_unlock(&trace_lock);
     const char *script = getenv("MIGPERF_SIM_FAULTS");
     return script && script[0] ? sim_add_faults(script) : NVML_SUCCESS;
 }
@@ -201,9 +205,11 @@ nvmlReturn_t sim_add_faults(const char *script)
 
 static void trace(const char *function, uint32_t gpu, uint32_t gi, nvmlReturn_t result)
 {
-    if (!trace_path[0])
-        return;
-    int fd = open(trace_path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0666);
+    pthread_mutex_lock(&trace_lock);
+    int fd = -1;
+    if (trace_path[0])
+        fd = open(trace_path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0666);
+    pthread_mutex_unlock(&trace_lock);
     if (fd < 0)
         return;
     char line[256];
@@ -211,8 +217,7 @@ static void trace(const char *function, uint32_t gpu, uint32_t gi, nvmlReturn_t 
                      (unsigned long long)sim_now_ns(), (long)getpid(), function, (int)gpu, (int)gi,
                      (int)result);
     if (n > 0 && write(fd, line, (size_t)n) != n)
-        fprintf(stderr, "migperf simulator: the trace %s could not be written\n",
-                trace_path);
+        fprintf(stderr, "migperf simulator: the trace could not be written\n");
     close(fd);
 }
 

@@ -11,6 +11,7 @@ from migperf.queueing import (
     erlang_c,
     fifo_queue,
     md1_mean,
+    md1_quantile,
     mg1_mean,
     mm1_mean,
     mm1_quantile,
@@ -34,10 +35,17 @@ def test_mm1_mean_and_p99_within_two_percent(seed: int) -> None:
     assert np.quantile(latency, 0.99) == pytest.approx(mm1_quantile(70, 100, 0.99), rel=0.02)
 
 
-def test_md1_mean_within_two_percent() -> None:
+def test_md1_mean_and_quantiles_within_two_percent() -> None:
     latency = virtual_open_loop(arrivals(80, 3), np.full(N, 0.01)).latency
     assert latency.mean() == pytest.approx(md1_mean(80, 100), rel=0.02)
     assert md1_mean(80, 100) == pytest.approx(0.030)
+    for q in (0.3, 0.5, 0.9, 0.99):
+        assert np.quantile(latency, q) == pytest.approx(md1_quantile(80, 100, q), rel=0.02)
+    # Nobody waits with probability 1 - rho.
+    assert md1_quantile(80, 100, 0.19) == pytest.approx(0.01)
+    assert md1_quantile(80, 100, 0.21) > 0.01
+    with pytest.raises(InputError, match="utilisation"):
+        md1_quantile(100, 100, 0.5)
 
 
 def test_mm4_mean_and_p99_within_two_percent() -> None:

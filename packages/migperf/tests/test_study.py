@@ -97,7 +97,7 @@ def test_tenant_out_of_memory_is_a_status_and_code_8() -> None:
     assert window.results[0].latency_ms.size == 0
     big = {"framework": "numpy", "width": 1 << 20}
     with pytest.raises(WorkloadOutOfMemory):
-        study(tenants=[{"workload": big}], backend="cpuset").run()
+        study(tenants=[{"workload": big}], backend="cpuset", layouts=["1c"]).run()
 
 
 def test_missing_framework_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,19 @@ def test_hodge_against_sparse_least_squares(rng, shape):
     assert np.allclose(ours, solution[0] - solution[0].mean(), atol=1e-6)
 
 
+def test_raking_against_ipfn(rng):
+    """Iterative proportional fitting to any margins, and to uniform ones, as ipfn does it."""
+    peer = pytest.importorskip("ipfn").ipfn
+    table = rng.normal(size=(4, 6))
+    rows, columns = rng.dirichlet(np.ones(4)), rng.dirichlet(np.ones(6))
+    for margins in ((rows, columns), (np.full(4, 1 / 4), np.full(6, 1 / 6))):
+        other = peer.ipfn(
+            np.exp(table), list(margins), [[0], [1]], convergence_rate=1e-14, max_iteration=5000
+        ).iteration()
+        found = umr.scale(table, *map(np.log, margins))
+        assert np.allclose(np.exp(found.log_table), other, atol=1e-10)
+
+
 def test_umr_against_pot(rng):
     ot = pytest.importorskip("ot")
     table = rng.normal(size=(5, 7))

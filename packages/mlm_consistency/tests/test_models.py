@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -18,9 +19,11 @@ from mlm_consistency import mini as mini_module
 from mlm_consistency.cli import main
 from mlm_consistency.finetune import (
     FinetuneConfig,
+    TableSample,
     consistency_loss,
     finetune,
     held_out_masked_loss,
+    masked_loss,
 )
 from mlm_consistency.mini_data import batches, read_corpus, span_example
 
@@ -69,19 +72,37 @@ def test_pll_against_minicons(mini, monkeypatch):
 
 
 def test_penalty_is_the_gap_of_the_tables(mini):
-    """The loss of a quadruple equals curl and path of the evaluator's table."""
+    """The loss of a table equals curl and path of the evaluator's table."""
     from mlm_consistency import ConsistencyEvaluator, compat, metrics
 
     scorer, tokenizer = mini
     text = "and the king of israel went up to the house of the lord ."
-    table = ConsistencyEvaluator(*mini).pair(text, 3, 5, words=(["king", "man"], ["israel", "god"]))
+    words = (["king", "man", "son"], ["israel", "god", "the"])
+    table = ConsistencyEvaluator(*mini).pair(text, 3, 5, words=words)
     ids = tokenizer(text)["input_ids"]
-    other = tuple(tokenizer.convert_tokens_to_ids(["man", "god"]))
-    curl, path = consistency_loss(
-        scorer.model, [ids], [(3, 5)], [other], tokenizer.mask_token_id, 0, huber=1e6
-    )
-    assert float(2 * curl) == pytest.approx(compat.gap_at(table, 0, 1, 0, 1) ** 2, rel=1e-3)
-    assert float(2 * path) == pytest.approx((metrics.path_gaps(table) ** 2).mean(), rel=1e-3)
+    # the two sides of the sentence's cell, which the loss takes as first
+    candidates = tuple(tokenizer.convert_tokens_to_ids(side) for side in words)
+    sample = TableSample([ids, ids], [(3, 5)] * 2, [candidates] * 2)
+    curl, path = consistency_loss(scorer.model, sample, tokenizer.mask_token_id, 0, huber=1e6)
+    gaps = [compat.gap_at(table, 0, a, 0, b) for a in (1, 2) for b in (1, 2)]
+    assert float(2 * curl) == pytest.approx(np.square(gaps).mean(), rel=1e-3)
+    paths = metrics.path_gaps(table) ** 2
+    assert float(2 * path) == pytest.approx((paths[0, 0] + 2 * paths.mean()) / 3, rel=1e-3)
+
+
+def test_distillation_alone_leaves_the_teacher_where_it_is():
+    from mlm_consistency import load
+
+    (scorer, tokenizer), (teacher, _) = load("mini-bert"), load("mini-bert")
+    rows = tokenizer(held_out_sentences()[:4])["input_ids"]
+    sizes = []
+    for share in (0.0, 1.0):
+        scorer.model.zero_grad()
+        rng = np.random.default_rng(0)
+        masked_loss(scorer.model, rows, tokenizer, rng, 0.15, teacher.model, share).backward()
+        sizes.append(max(float(p.grad.abs().max()) for p in scorer.model.parameters()
+                         if p.grad is not None))  # fmt: skip
+    assert sizes[1] < 1e-5 < 1e-2 < sizes[0]
 
 
 def test_repair_lowers_both_penalties():
@@ -90,7 +111,7 @@ def test_repair_lowers_both_penalties():
     scorer, tokenizer = load("mini-bert")
     texts = held_out_sentences()[:300]
     config = FinetuneConfig(
-        steps=60, warmup=5, batch_size=8, quadruples=12, learning_rate=1e-3, max_length=24
+        steps=40, warmup=5, batch_size=8, tables=8, candidates=3, learning_rate=1e-3, max_length=24
     )
     history = finetune(scorer.model, tokenizer, texts, config)
     for name in ("curl", "path"):
@@ -100,6 +121,9 @@ def test_repair_lowers_both_penalties():
     assert np.isfinite(held_out_masked_loss(scorer.model, texts[:40], tokenizer))
     with pytest.raises(InputError, match="texts"):
         finetune(scorer.model, tokenizer, texts[:2], config)
+    for change, name in (({"candidates": 1}, "candidates"), ({"distill": 2.0}, "distill")):
+        with pytest.raises(InputError, match=name):
+            finetune(scorer.model, tokenizer, texts, replace(config, **change))
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +326,7 @@ def test_commands_end_to_end(capsys, tmp_path):
     main(["score", "mini-bert", str(verses), "--pll", "within_word_l2r", "--json"])
     assert len(json.loads(capsys.readouterr().out)[0]["log_p"]) == 6
     main(["score", "mini-bert", str(verses), "--page", str(tmp_path / "s.html")])
+    assert capsys.readouterr().out.split() == ["wrote", str(tmp_path / "s.html")]
     assert "the lord is my shepherd" in (tmp_path / "s.html").read_text()
     task = tmp_path / "task.jsonl"
     context = "and it came to pass in those days that the word of the lord came unto the"

@@ -292,7 +292,8 @@ def kill_and_resume(tmp_path, kills, seed):
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.perf_counter()
-    subprocess.run([*command, str(tmp_path / "a")], check=True, env=env, capture_output=True)
+    settings = {"check": True, "env": env, "capture_output": True, "timeout": 300}
+    subprocess.run([*command, str(tmp_path / "a")], **settings)
     whole = time.perf_counter() - start
     rng = np.random.default_rng(seed)
     for _ in range(kills):
@@ -303,7 +304,7 @@ def kill_and_resume(tmp_path, kills, seed):
         time.sleep(float(rng.uniform(0.3, 1.0)) * whole)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run([*command, str(tmp_path / "b")], check=True, env=env, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "b")], **settings)
     for name in ("report.json", "report.html", "probes.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

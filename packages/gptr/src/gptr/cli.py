@@ -86,7 +86,7 @@ def generate(
     size: int = 192,
     seed: int = 0,
 ) -> int:
-    """Draw annotated diagrams: train.json, val.json and images/.
+    """Draw annotated diagrams: train.json, val.json, images/ and report.html.
 
     Parameters
     ----------
@@ -99,6 +99,7 @@ def generate(
     size
         Side of the images in pixels.
     """
+    from gptr.pages import write_generated
     from gptr.synth.generate import generate_splits, save_coco
 
     splits = generate_splits(
@@ -111,6 +112,7 @@ def generate(
     )
     for name, data in splits.items():
         console.print(f"{save_coco(data, out, name)}: {data!r}", highlight=False)
+    write_generated(splits, out)
     return 0
 
 
@@ -121,6 +123,7 @@ def doctor(
     images: Path | None = None,
     other: list[Path] | None = None,
     queries: int = 100,
+    out: Path | None = None,
     as_json: Json = False,
 ) -> int:
     """Name every fault of a COCO file; exit code 3 if there is an error.
@@ -135,12 +138,18 @@ def doctor(
         Files of other splits, to look for leaks.
     queries
         Most objects an image may have.
+    out
+        Folder for report.html.
     """
     from gptr.data.doctor import diagnose
 
     if not annotations.is_file():
         raise ValueError(f"{annotations}: no such file")
     found = diagnose(annotations, images, queries=queries, others=other or ())
+    if out is not None:
+        from gptr.pages import write_diagnosis
+
+        write_diagnosis(found, annotations, out)
     if as_json:
         print(json.dumps([asdict(f) for f in found], indent=1))
     else:
@@ -198,6 +207,7 @@ def train(
     from gptr.config import PRESETS
     from gptr.data import transforms
     from gptr.data.sampler import copy_paste as paste
+    from gptr.pages import write_evaluation
 
     train_data = _split(data, "train")
     val_data = _split(data, "val", train_data)
@@ -248,51 +258,10 @@ def train(
     trainer.fit(resume=resume)
     found = trainer.evaluate()
     if trainer.rank == 0:
-        _write_evaluation(found, out, trainer.history)
+        write_evaluation(found, out, trainer.history)
         console.print(repr(found), highlight=False)
         console.print(str(out / "report.html"))
     return 0
-
-
-def _write_evaluation(found: Any, out: Path, history: list[dict[str, Any]] | None = None) -> None:
-    from gptr import figures
-    from gptr.report import Section, write_report
-
-    found.save(out)
-    figures.save(figures.evaluation(found), out / "evaluation.png")
-    sections = [
-        Section(
-            "Figures",
-            "COCO's twelve; -1 where nothing is of that size.",
-            list(found.stats),
-            [[f"{v:.3f}" for v in found.stats.values()]],
-        ),
-        Section(
-            "By class frequency in training",
-            "",
-            list(found.frequency),
-            [[f"{v:.3f}" for v in found.frequency.values()]],
-        ),
-        Section("Curves, classes, errors", repr(found), figures=["evaluation.png"]),
-        Section(
-            "Classes",
-            "",
-            ["class", "AP", "AP50"],
-            [
-                [n, "absent" if a is None else f"{a:.3f}", "" if b is None else f"{b:.3f}"]
-                for n, a, b in zip(found.class_names, found.class_ap, found.class_ap50)
-            ],
-        ),
-    ]
-    if history:
-        figures.save(figures.training_curves({"run": history}), out / "training.png")
-        sections.insert(2, Section("Training", figures=["training.png"]))
-    write_report(
-        out / "report.html",
-        f"gptr: {out.name}",
-        "What the detector finds and what fails.",
-        sections,
-    )
 
 
 @app.command(name="eval")
@@ -310,6 +279,8 @@ def evaluate(
     out
         Folder for report.html and evaluation.json.
     """
+    from gptr.pages import write_evaluation
+
     model = gptr.GPTR.from_pretrained(run)
     like = gptr.DiagramDataset([], model.config.class_names, model.config.category_ids)
     counts = None
@@ -317,7 +288,7 @@ def evaluate(
         counts = _split(data, "train", like).counts
     found = gptr.evaluate(model, _split(data, split, like), counts=counts)
     if out is not None:
-        _write_evaluation(found, out)
+        write_evaluation(found, out)
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
@@ -402,7 +373,15 @@ def explain(image: Path, *, out: Out, run: Path | None = None) -> int:
 
 
 @app.command
-def compare(a: Path, b: Path, *, data: Path, resamples: int = 500, as_json: Json = False) -> int:
+def compare(
+    a: Path,
+    b: Path,
+    *,
+    data: Path,
+    resamples: int = 500,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> int:
     """Compare two detectors on val.json by a paired bootstrap over images.
 
     Parameters
@@ -411,6 +390,8 @@ def compare(a: Path, b: Path, *, data: Path, resamples: int = 500, as_json: Json
         Folders of training runs.
     data
         Folder with train.json and val.json.
+    out
+        Folder for report.html.
     """
     tables = []
     for run in (a, b):
@@ -418,6 +399,11 @@ def compare(a: Path, b: Path, *, data: Path, resamples: int = 500, as_json: Json
         like = gptr.DiagramDataset([], model.config.class_names, model.config.category_ids)
         tables.append(gptr.evaluate(model, _split(data, "val", like)).table)
     found = [gptr.compare(*tables, figure=f, resamples=resamples) for f in ("AP", "AP50")]
+    if out is not None:
+        from gptr.pages import write_comparison
+
+        names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+        write_comparison(found, names, out)
     if as_json:
         print(json.dumps([asdict(c) for c in found], indent=1))
     else:
@@ -480,13 +466,23 @@ def export(run: Path, *, onnx: Path, size: int = 512, as_json: Json = False) -> 
 
 
 @app.command
-def bench(*, repeats: int = 5, as_json: Json = False) -> int:
-    """Time matcher, descriptors and encoder layers on this machine."""
+def bench(*, repeats: int = 5, out: Path | None = None, as_json: Json = False) -> int:
+    """Time matcher and encoder layers on this machine.
+
+    Parameters
+    ----------
+    out
+        Folder for report.html.
+    """
     from gptr.timing import encoder_times, matcher_time
 
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: must be at least 1")
     rows = [matcher_time(repeats), *encoder_times((576, 1024), repeats)]
+    if out is not None:
+        from gptr.pages import write_times
+
+        write_times(rows, out)
     if as_json:
         print(json.dumps(rows, indent=1))
     else:

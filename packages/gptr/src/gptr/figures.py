@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from gptr._files import write_with
 from gptr.data.writers import colour
 from gptr.detections import Detections
+from gptr.evaluation.bootstrap import Comparison
 from gptr.evaluation.coco import Evaluation
 from gptr.evaluation.errors import KINDS
 from gptr.evaluation.matches import RECALLS
@@ -230,3 +231,32 @@ def evaluation(found: Evaluation) -> Figure:
         third.set_xlim(0, max([*kinds, 1]) * 1.15)
         third.set_xlabel("detections (missed: objects)")
         return figure
+
+
+def bars(values: Mapping[str, float], label: str) -> Figure:
+    """Show a number per name as horizontal bars, in the given order."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 0.7 + 0.24 * len(values)), layout="constrained")
+        ax = figure.add_subplot()
+        drawn = ax.barh(range(len(values)), list(values.values()), color=ARMS[0])
+        ax.bar_label(drawn, fmt="%.4g", padding=3, fontsize=8)
+        ax.set_yticks(range(len(values)), list(values))
+        ax.invert_yaxis()
+        ax.margins(x=0.1)
+        ax.set_xlabel(label)
+    return figure
+
+
+def intervals(found: Sequence[Comparison], label: str) -> Figure:
+    """Show differences with their 95 % intervals, and nothing (0) as a line."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.0, 0.9 + 0.4 * len(found)), layout="constrained")
+        ax = figure.add_subplot()
+        for i, c in enumerate(found):
+            ax.plot((c.low, c.high), (i, i), color=ARMS[0], lw=2)
+            ax.plot(c.difference, i, "o", color=ARMS[0])
+        ax.axvline(0, color="#888888", lw=0.8, ls="--")
+        ax.set_yticks(range(len(found)), [c.figure for c in found])
+        ax.set_ylim(len(found) - 0.5, -0.5)
+        ax.set_xlabel(label)
+    return figure

@@ -230,6 +230,8 @@ def reproduce(
         val = read_bpmn(data, "val", containers=False, names=list(train.class_names))
         say("reading and shrinking the photographs to 384 pixels")
         splits = {"train": train.resized(384), "val": val.resized(384)}
+        # strides 8 and 16 would be 2,880 tokens, and an arm would take most of an hour of one core
+        config = GPTRConfig.preset("gptr-tiny", strides=(16, 32))
         steps = steps or 300
         training |= {"batch_size": 8}
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -33,7 +34,7 @@ _EXAMPLES = """Examples:
 
 Exit codes: 0 success, 2 bad input, 3 the computation says no, 4 no permission,
 5 in use, 6 reset required, 7 the host is too noisy to measure, 8 a workload ran
-out of memory, 130 Ctrl-C.
+out of memory, 130 Ctrl-C, 143 SIGTERM.
 """
 
 app = App(
@@ -80,12 +81,26 @@ def run(tokens: Sequence[str]) -> int:
         # The reader went away (migperf ... | head): nothing is wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Terminated as stop:
+        print("migperf: terminated", file=sys.stderr)
+        return 128 + int(stop.args[0])
     except KeyboardInterrupt:
         print("migperf: interrupted", file=sys.stderr)
         return 130
     return result if isinstance(result, int) else 0
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: everything is put back on the way out, as after Ctrl-C."""
+
+
+def _terminate(number: int, _: object) -> None:
+    raise Terminated(number)
+
+
 def main() -> None:
     """Entry point of the console script."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays what it is
+            signal.signal(number, _terminate)
     sys.exit(run(sys.argv[1:]))

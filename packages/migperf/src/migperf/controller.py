@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import InstanceInUse, MigperfError
 from .journal import Journal
 from .layout import Layout, PlacedLayout
 from .nvml import abi
+from .restore import Hold, layout_record, put_layout_back
 from .transition import Action, GpuInstance, Transition, plan_exact, plan_transition
 
 if TYPE_CHECKING:
@@ -24,14 +25,20 @@ _DESTROY_WAITS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 class Applied:
     """A layout that stands. As a context manager, it puts the former layout back on exit.
 
+    Inside the block a guardian process does so if this one is killed (see `migperf.restore`).
+
     Attributes
     ----------
     transition : Transition
         What was done.
     """
 
-    def __init__(self, controller: Controller, transition: Transition) -> None:
+    def __init__(
+        self, controller: Controller, transition: Transition, former: Mapping[str, Any]
+    ) -> None:
         self._controller = controller
+        self._former = former
+        self._hold: Hold | None = None
         self.transition = transition
 
     def __repr__(self) -> str:
@@ -43,14 +50,19 @@ class Applied:
         return self._controller.gpu.devices()
 
     def restore(self) -> None:
-        """Put back the layout that stood before."""
-        self._controller.restore(self.transition.before)
+        """Put back the layout, and the MIG mode, that stood before."""
+        put_layout_back(self._controller.gpu, self._former)
 
     def __enter__(self) -> Applied:
+        folder = self._controller.gpu.node.state_dir
+        self._hold = Hold.take("layout", self._former, folder)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.restore()
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
 
 
 class Controller:
@@ -77,14 +89,19 @@ class Controller:
         *,
         keep_running: bool = True,
         on_step: Callable[[str], None] | None = None,
+        former: Mapping[str, Any] | None = None,
     ) -> Applied:
-        """See `Gpu.apply`; an interrupted transaction is finished or undone first."""
+        """See `Gpu.apply`; an interrupted transaction is finished or undone first.
+
+        `former` is the record that `Applied.restore` goes back to; default the present state.
+        """
         with self._journal() as journal:
             self._recover(journal)
             before = self.gpu.instances()
+            record = layout_record(self.gpu) if former is None else former
             transition = plan_transition(self.gpu.board, before, layout, keep_running=keep_running)
             self._transact(journal, transition, on_step)
-        return Applied(self, transition)
+        return Applied(self, transition, record)
 
     def restore(self, instances: Sequence[GpuInstance]) -> None:
         """Go to a state with all places given."""

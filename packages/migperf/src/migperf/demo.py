@@ -18,6 +18,7 @@ from .figures import SliceRow, bar_groups, draw_layouts, save_figure
 from .layout import enumerate_layouts
 from .measurements import MeasurementTable, paper_measurements
 from .node import Node
+from .partitions.cpu import CpuSet
 from .planner.exact import solve_exact
 from .planner.heuristics import compare
 from .planner.model import Demand, build_problem
@@ -56,6 +57,9 @@ def run_demo(out: Path, seed: int = 0, progress: Callable[[str], None] = print) 
         The content of ``result.json``.
     """
     started = time.monotonic()
+    state = CpuSet().available()
+    if not state.ok:  # before anything is written
+        raise Infeasible(f"demo: disjoint cores need two of them; {state.reason}")
     out.mkdir(parents=True, exist_ok=True)
     progress("a simulated DGX A100 is cut beside a running job")
     parts = [_reconfigure(out, seed)]

@@ -380,8 +380,10 @@ def interference_heatmap(
         elif index:
             text = f"{value:.2f}"
         else:
-            text = f"{value:+.0%}" if value < 9 else f"x {value + 1:.0f}"
-        axes.text(j, i, text, ha="center", va="center", fontsize=9.5, color=INK)
+            # Adding 0.0 turns a rounded -0 into 0.
+            text = f"{round(value, 2) + 0.0:+.0%}" if value < 9 else f"x {value + 1:.0f}"
+        colour = "white" if abs(shade[i, j]) > 0.65 * limit else INK
+        axes.text(j, i, text, ha="center", va="center", fontsize=9.5, color=colour)
     axes.set_xticks(range(len(names)), names, fontsize=9)
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_xlabel("beside", fontsize=9, color=MUTED)

@@ -8,11 +8,15 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .errors import InputError, MigperfError
+import psutil
 
-__all__ = ["MpsDaemon", "find_mps"]
+from .errors import InputError, MigperfError
+from .restore import Hold
+
+__all__ = ["MpsDaemon", "end_daemon", "find_mps"]
 
 _CONTROL = "nvidia-cuda-mps-control"
+_END_SECONDS = 10.0
 
 
 def find_mps() -> str | None:
@@ -62,6 +66,7 @@ class MpsDaemon:
         self._flags = ["-S"] if static_partitioning else []
         self._flags += ["-p", "3"] if protocol == 3 else []
         self._folder: Path | None = None
+        self._hold: Hold | None = None
 
     @property
     def folder(self) -> Path:
@@ -76,8 +81,7 @@ class MpsDaemon:
         """Environment of the daemon and of control commands."""
         return {
             "CUDA_VISIBLE_DEVICES": self.device,
-            "CUDA_MPS_PIPE_DIRECTORY": str(self.folder / "pipe"),
-            "CUDA_MPS_LOG_DIRECTORY": str(self.folder / "log"),
+            **_directories(self.folder),
         }
 
     def client_env(
@@ -98,11 +102,7 @@ class MpsDaemon:
         priority : int, optional
             0 (normal) or 1 (below normal).
         """
-        env = {
-            "CUDA_MPS_PIPE_DIRECTORY": str(self.folder / "pipe"),
-            "CUDA_MPS_LOG_DIRECTORY": str(self.folder / "log"),
-            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        }
+        env = {**_directories(self.folder), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         if percent is not None:
             env["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(_percent(percent))
         if memory_mib is not None:
@@ -128,7 +128,7 @@ class MpsDaemon:
 
     def _run(self, flags: list[str], text: str | None) -> str:
         if self._control is None:
-            raise InputError(f"mps: {_CONTROL} is not on PATH; install the CUDA driver's MPS part")
+            raise _no_control()
         try:
             result = subprocess.run(
                 [self._control, *flags],
@@ -162,8 +162,12 @@ class MpsDaemon:
         self.command(f"set_default_device_pinned_mem_limit 0 {memory_mib}M")
 
     def __enter__(self) -> MpsDaemon:
-        self._run(["-d", *self._flags], None)
+        if self._control is None:
+            raise _no_control()
+        record = {"control": self._control, "folder": str(self.folder)}
+        self._hold = Hold.take("mps", record)
         try:
+            self._run(["-d", *self._flags], None)
             if self._percent is not None:
                 self.set_percent(self._percent)
         except BaseException:
@@ -172,10 +176,73 @@ class MpsDaemon:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._control is not None:
+            end_daemon(self._control, self.folder)
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
+
+
+def _directories(folder: Path) -> dict[str, str]:
+    return {
+        "CUDA_MPS_PIPE_DIRECTORY": str(folder / "pipe"),
+        "CUDA_MPS_LOG_DIRECTORY": str(folder / "log"),
+    }
+
+
+def _no_control() -> InputError:
+    return InputError(f"mps: {_CONTROL} is not on PATH; install the CUDA driver's MPS part")
+
+
+def end_daemon(control: str, folder: Path) -> None:
+    """End the daemon of a folder, by command or else by its process id, and remove the folder.
+
+    Parameters
+    ----------
+    control : str
+        Control program.
+    folder : Path
+        Folder of the daemon's pipe and log directories; nothing is done where it is gone.
+
+    Raises
+    ------
+    MigperfError
+        The daemon lives on.
+    """
+    if not folder.is_dir():
+        return
+    daemon = _daemon_process(folder, control)
+    try:
+        subprocess.run(
+            [control], input="quit\n", capture_output=True, text=True, timeout=20, check=False,
+            env={**os.environ, **_directories(folder)},
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        if daemon is not None:
+            daemon.kill()
+    if daemon is not None:
         try:
-            self.command("quit")
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            daemon.wait(_END_SECONDS)
+        except psutil.TimeoutExpired:
+            daemon.kill()
+            try:
+                daemon.wait(_END_SECONDS)
+            except psutil.TimeoutExpired:
+                text = f"mps: the daemon {daemon.pid} of {folder} does not end"
+                raise MigperfError(text) from None
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _daemon_process(folder: Path, control: str) -> psutil.Process | None:
+    """Process that the daemon's pid file names, where it really is that program."""
+    file = folder / "pipe" / f"{_CONTROL}.pid"
+    try:
+        process = psutil.Process(int(file.read_text()))
+        if any(Path(part).name == Path(control).name for part in process.cmdline()):
+            return process
+    except (OSError, ValueError, psutil.Error):
+        return None
+    return None
 
 
 def _percent(value: int) -> int:

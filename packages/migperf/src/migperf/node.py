@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .layout import Layout, PlacedLayout
 from .nvml import abi
 from .nvml.sim import Simulator, is_simulated
 from .placement import Placement
+from .restore import Hold, layout_record, put_layout_back, state_folder
 from .transition import ComputeInstance, GpuInstance, Transition, plan_transition
 
 __all__ = ["Gpu", "MigDevice", "Node"]
@@ -246,7 +248,8 @@ class Gpu:
         Returns
         -------
         Applied
-            As a context manager it puts the former layout back on exit.
+            As a context manager it puts the former layout and mode back on exit, and when this
+            process dies inside the block.
 
         Raises
         ------
@@ -256,8 +259,29 @@ class Gpu:
         wanted = Layout.parse(layout) if isinstance(layout, str) else layout
         # Say no before anything is touched, the mode included.
         Layout(wanted.entries).solve(self.board)
+        record = layout_record(self)
         self.set_mig_mode(True, allow_mode_change=allow_mode_change)
-        return Controller(self).apply(wanted, keep_running=keep_running, on_step=on_step)
+        return Controller(self).apply(
+            wanted, keep_running=keep_running, on_step=on_step, former=record
+        )
+
+    @contextmanager
+    def borrow(
+        self, layout: Layout | PlacedLayout | str, *, allow_mode_change: bool = False
+    ) -> Iterator[Applied]:
+        """Apply a layout for the length of a block.
+
+        The former layout and MIG mode come back on exit, on an exception, and, unlike after
+        `apply`, also where this process is killed at any point from here on (see
+        `migperf.restore`).
+        """
+        record = layout_record(self)
+        hold = Hold.take("layout", record, self._node.state_dir)
+        try:
+            yield self.apply(layout, allow_mode_change=allow_mode_change)
+        finally:
+            put_layout_back(self, record)
+            hold.release()
 
 
 class Node:
@@ -297,9 +321,12 @@ class Node:
         if self._simulator is not None:
             path = self._simulator.path
             return path.with_name(path.name + ".journal")
-        if os.geteuid() == 0:
-            return Path("/run/migperf")
-        return Path.home() / ".local" / "state" / "migperf"
+        return state_folder()
+
+    @property
+    def simulator_path(self) -> Path | None:
+        """State file of the machine that this process simulates, absolute; None otherwise."""
+        return None if self._simulator is None else self._simulator.path.absolute()
 
     @classmethod
     def open(
@@ -343,8 +370,9 @@ class Node:
             abi.shutdown()
             if self._simulator is not None:
                 if self._simulator._temporary:
-                    for path in self.state_dir.glob("*.journal"):
-                        path.unlink()
+                    for pattern in ("*.journal", "*.hold"):
+                        for path in self.state_dir.glob(pattern):
+                            path.unlink()
                     if self.state_dir.is_dir():
                         self.state_dir.rmdir()
                 self._simulator.close()

@@ -219,6 +219,8 @@ class Study:
                     on_step(f"{case.label}, repeat {number + 1}")
                 window = self._window(case, number, opener, allow_mode_change)
                 _check_alive(case, window)
+                if window.remark:
+                    remarks[f"{case.label}: {window.remark}"] = None
                 reasons = window.noise.reasons(limits)
                 if not reasons:
                     break
@@ -260,7 +262,7 @@ class Study:
             return run_window(
                 pairs, duration=self.duration, warmup=self.warmup,
                 seed=self.seed + 1000 * number, crowded=crowded,
-                energy=backend.meter([g for _, g in pairs]),
+                energy=backend.meter([g for _, g in pairs]), check=backend.check,
             )  # fmt: skip
 
 

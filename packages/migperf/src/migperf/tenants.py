@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -120,12 +120,15 @@ class Window:
         Seconds.
     joules : float
         Energy of the whole device, J; NaN where no counter is readable.
+    remark : str
+        What the backend says of the tenants; empty where all is as it should be.
     """
 
     results: tuple[TenantResult, ...]
     noise: NoiseReading
     duration: float
     joules: float = float("nan")
+    remark: str = ""
 
 
 def _start(
@@ -192,6 +195,7 @@ def _result(
 def run_window(
     pairs: Sequence[tuple[Tenant, Grant]], *, duration: float, warmup: float = 0.3, seed: int = 0,
     crowded: bool = False, energy: EnergyMeter | None = None,
+    check: Callable[[Sequence[int]], str] | None = None,
 ) -> Window:  # fmt: skip
     """Run tenants side by side for one window.
 
@@ -210,6 +214,8 @@ def run_window(
         More threads than cores are run on purpose, so that waiting for a core is no noise.
     energy : EnergyMeter, optional
         Read from the common start until every tenant has answered, and scaled to `duration`.
+    check : callable, optional
+        Given the process ids of the tenants that are ready; what it says goes into the window.
     """
     processes: list[subprocess.Popen[str]] = []
     try:
@@ -217,6 +223,7 @@ def run_window(
             processes.append(_start(tenant, grant, duration, warmup, seed + number))
         messages = [_read(p) for p in processes]
         alive = [i for i, m in enumerate(messages) if m["status"] == "ready"]
+        remark = check([processes[i].pid for i in alive]) if check is not None else ""
         meter = NoiseMeter(crowded=crowded)
         meter.start()
         start = time.perf_counter() + _BARRIER_SECONDS
@@ -249,4 +256,5 @@ def run_window(
     results = tuple(
         _result(t, g, m, s, duration) for (t, g), m, s in zip(pairs, messages, shares, strict=True)
     )
-    return Window(results, noise, duration, spent.joules * scale if spent else float("nan"))
+    joules = spent.joules * scale if spent else float("nan")
+    return Window(results, noise, duration, joules, remark)

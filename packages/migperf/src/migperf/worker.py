@@ -6,9 +6,11 @@ prints ``ready``, reads the line with the start time, and prints one JSON line w
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def _enter(grant: dict[str, Any]) -> None:
@@ -89,9 +93,19 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _end_with_parent() -> None:
+    """Let the kernel end this process when its parent dies, so that no tenant is left running."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def main() -> int:
     """Run one order; every failure is an explicit status, never a zero."""
-    order = json.loads(sys.stdin.readline())
+    _end_with_parent()
+    text = sys.stdin.readline()
+    if not text:
+        return 1  # the parent died before it sent the order
+    order = json.loads(text)
     try:
         _enter(order["grant"])
         message = _run(order)

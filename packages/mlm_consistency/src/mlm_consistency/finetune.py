@@ -1,12 +1,15 @@
 """Repair: fine-tune a masked language model so that its conditionals agree.
 
-The loss is masked-LM cross-entropy plus a penalty on sampled quadruples: the squared curl, and the
-squared path gap of the quadruple's four cells. Both vanish on every context exactly when the model
-has a joint distribution over the pair and fills it in any order.
+The loss is masked-LM cross-entropy, softened by the original model's own predictions, plus a
+penalty on sampled pair tables: the squared curl of their quadruples, and the squared path gap of
+their cells. Both vanish on every context exactly when the model has a joint distribution over the
+pair and fills it in any order. A table of K x K candidates costs 2 K + 1 forwards and holds
+(K - 1)^2 quadruples with the sentence's own tokens; a quadruple on its own costs five forwards.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,27 +29,55 @@ class FinetuneConfig:
     steps, learning_rate, warmup : optimiser (AdamW, linear decay)
     batch_size : int
         Sentences of the masked-LM loss per step.
-    quadruples : int
-        Quadruples per step (five forwards each).
+    tables : int
+        Pair tables per step.
+    candidates : int
+        Candidates per position of a table: the sentence's token, the model's best alternative, and
+        others drawn from the model.
     curl_weight, path_weight : float
     huber : float
         Gaps beyond this many nats count linearly, so that few extreme ones do not rule.
+    distill : float
+        Share of the masked-LM loss that compares with the original model's distribution in place of
+        the token that stood there; 0 to 1.
+    content_share : float
+        Share of tables at two content words; the others are at any two neighbouring words.
     mask_rate : float
     max_length : int
     seed : int
     """
 
-    steps: int = 600
-    learning_rate: float = 5e-4
+    steps: int = 1500
+    learning_rate: float = 1e-3
     warmup: int = 30
-    batch_size: int = 48
-    quadruples: int = 32
+    batch_size: int = 64
+    tables: int = 16
+    candidates: int = 4
     curl_weight: float = 1.0
-    path_weight: float = 1.0
+    path_weight: float = 0.3
     huber: float = 1.0
+    distill: float = 0.5
+    content_share: float = 0.7
     mask_rate: float = 0.15
     max_length: int = 48
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class TableSample:
+    """Pairs of positions to penalise.
+
+    Parameters
+    ----------
+    rows : token ids of sentences
+    places : (i, j) per row
+    candidates : (K tokens for i, K tokens for j) per row
+        The sentence's own tokens first.
+    """
+
+    rows: list[list[int]]
+    places: list[tuple[int, int]]
+    candidates: list[tuple[list[int], list[int]]]
 
 
 def _rows(texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
@@ -85,84 +116,76 @@ def _log_p(model: Any, ids: Any, mask: Any, row: Any, place: Any) -> Any:
 
 
 def consistency_loss(
-    model: Any,
-    rows: Sequence[Sequence[int]],
-    places: Sequence[tuple[int, int]],
-    alternatives: Sequence[tuple[int, int]],
-    mask_id: int,
-    pad_id: int,
-    huber: float = 1.0,
+    model: Any, sample: TableSample, mask_id: int, pad_id: int, huber: float = 1.0
 ) -> tuple[Any, Any]:
-    """Mean penalties of quadruples: curl and path.
+    """Mean penalties of pair tables: curl and path.
 
     Parameters
     ----------
-    rows : token ids
-    places : (i, j) per row
-    alternatives : (a', b') per row, tokens that may stand at i and j
+    model : transformers masked language model
+    sample : TableSample
     mask_id, pad_id : int
     huber : float
 
     Returns
     -------
     two scalar tensors
+        Curl: over the quadruples of the sentence's cell with every other one. Path: one third the
+        sentence's cell, two thirds the mean over all cells.
     """
     import torch
     from torch.nn.functional import huber_loss
 
+    k = len(sample.candidates[0][0])
+    n = len(sample.rows)
     patterns, wanted = [], []
-    for ids, (i, j), (a2, b2) in zip(rows, places, alternatives):
-        a, b = ids[i], ids[j]
-        for x, y, at in ((mask_id, b, i), (mask_id, b2, i), (a, mask_id, j), (a2, mask_id, j)):
+    for ids, (i, j), (on_i, on_j) in zip(sample.rows, sample.places, sample.candidates):
+        changes = [(mask_id, b, i) for b in on_j] + [(a, mask_id, j) for a in on_i]
+        for x, y, at in [*changes, (mask_id, mask_id, i)]:
             row = list(ids)
             row[i], row[j] = x, y
             patterns.append(row)
             wanted.append(at)
-        row = list(ids)
-        row[i] = row[j] = mask_id
-        patterns.append(row)
-        wanted.append(i)
     batch, attention = _padded(patterns, pad_id)
-    n = len(rows)
-    lines = torch.arange(5 * n)
-    both = torch.arange(4, 5 * n, 5)
-    row_index = torch.cat([lines, both])
-    place_index = torch.tensor([*wanted, *(j for _, j in places)])
+    lines = torch.arange(len(patterns))
+    row_index = torch.cat([lines, lines[2 * k :: 2 * k + 1]])  # both-masked inputs are read twice
+    place_index = torch.tensor([*wanted, *(j for _, j in sample.places)])
     log_p = _log_p(model, batch, attention, row_index, place_index)
-    unary, m_j = log_p[: 5 * n].view(n, 5, -1), log_p[5 * n :]
-    k = torch.arange(n)
-    tokens_a = torch.tensor([[ids[i], a2] for ids, (i, _), (a2, _) in
-                             zip(rows, places, alternatives)])  # fmt: skip
-    tokens_b = torch.tensor([[ids[j], b2] for ids, (_, j), (_, b2) in
-                             zip(rows, places, alternatives)])  # fmt: skip
-    # [n, 2 (a, a'), 2 (b, b')]
-    a_given_b = torch.stack(
-        [unary[k, 0][k[:, None], tokens_a], unary[k, 1][k[:, None], tokens_a]], dim=2
-    )
-    b_given_a = torch.stack(
-        [unary[k, 2][k[:, None], tokens_b], unary[k, 3][k[:, None], tokens_b]], dim=1
-    )
-    marginal_i = unary[k, 4][k[:, None], tokens_a]
-    marginal_j = m_j[k[:, None], tokens_b]
+    at_i, at_j = (torch.tensor([c[side] for c in sample.candidates]) for side in (0, 1))
+    by_table = log_p[: len(patterns)].view(n, 2 * k + 1, -1)
+    # [n, a, b]
+    a_given_b = by_table[:, :k].gather(2, at_i[:, None].expand(n, k, k)).transpose(1, 2)
+    b_given_a = by_table[:, k : 2 * k].gather(2, at_j[:, None].expand(n, k, k))
+    marginal_i = by_table[:, 2 * k].gather(1, at_i)
+    marginal_j = log_p[len(patterns) :].gather(1, at_j)
     d = a_given_b - b_given_a
-    curl = d[:, 0, 0] - d[:, 1, 0] - d[:, 0, 1] + d[:, 1, 1]
+    curl = (d[:, :1, :1] - d[:, 1:, :1] - d[:, :1, 1:] + d[:, 1:, 1:]).flatten()
     path = marginal_i[:, :, None] + b_given_a - marginal_j[:, None] - a_given_b
-    zero = torch.zeros(())
-    return (
-        huber_loss(curl, zero.expand_as(curl), delta=huber),
-        huber_loss(path, zero.expand_as(path), delta=huber),
-    )
+
+    def penalty(gaps: Any) -> Any:
+        return huber_loss(gaps, torch.zeros_like(gaps), delta=huber)
+
+    return penalty(curl), (penalty(path[:, 0, 0]) + 2 * penalty(path)) / 3
 
 
 def masked_loss(
-    model: Any, rows: Sequence[Sequence[int]], tokenizer: Any, rng: np.random.Generator, rate: float
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    tokenizer: Any,
+    rng: np.random.Generator,
+    rate: float,
+    teacher: Any = None,
+    distill: float = 0.0,
 ) -> Any:
-    """Masked-LM cross-entropy of a batch, masks drawn from `rng`; 80 % mask, 10 % random."""
+    """Masked-LM cross-entropy of a batch, masks drawn from `rng`; 80 % mask, 10 % random.
+
+    With a teacher, the target is `distill` parts its distribution, the rest the token itself.
+    """
     import torch
     from torch.nn.functional import nll_loss
 
     special = set(tokenizer.all_special_ids)
-    vocabulary = len(tokenizer)
+    ordinary = [t for t in range(len(tokenizer)) if t not in special]
     changed, lines, places, targets = [], [], [], []
     for n, ids in enumerate(rows):
         row = list(ids)
@@ -173,14 +196,20 @@ def masked_loss(
             if kind < 0.8:
                 row[at] = tokenizer.mask_token_id
             elif kind < 0.9:
-                row[at] = int(rng.integers(len(special), vocabulary))
+                row[at] = ordinary[int(rng.integers(len(ordinary)))]
             lines.append(n)
             places.append(at)
             targets.append(ids[at])
         changed.append(row)
     batch, attention = _padded(changed, tokenizer.pad_token_id or 0)
-    log_p = _log_p(model, batch, attention, torch.tensor(lines), torch.tensor(places))
-    return nll_loss(log_p, torch.tensor(targets))
+    at = torch.tensor(lines), torch.tensor(places)
+    log_p = _log_p(model, batch, attention, *at)
+    loss = nll_loss(log_p, torch.tensor(targets))
+    if teacher is None or not distill:
+        return loss
+    with torch.no_grad():
+        soft = _log_p(teacher, batch, attention, *at).exp()
+    return (1 - distill) * loss - distill * (soft * log_p).sum(dim=-1).mean()
 
 
 def held_out_masked_loss(
@@ -200,49 +229,73 @@ def held_out_masked_loss(
     return float(np.average(losses, weights=weights))
 
 
-def _sample(
-    model: Any,
-    rows: Sequence[list[int]],
-    vocabulary: Vocabulary,
-    mask_id: int,
-    pad_id: int,
-    rng: np.random.Generator,
-    count: int,
-) -> tuple[list[list[int]], list[tuple[int, int]], list[tuple[int, int]]]:
-    """Neighbouring word-initial tokens of random sentences, alternatives drawn from the model."""
-    import torch
+class _Sampler:
+    """Batches of sentences of similar length, and pair tables on them."""
 
-    chosen: list[list[int]] = []
-    places: list[tuple[int, int]] = []
-    patterns, reads = [], []
-    while len(chosen) < count:
-        ids = rows[int(rng.integers(len(rows)))]
-        starts = [
-            at for at in range(1, len(ids) - 2)
-            if vocabulary.initial[ids[at]] and vocabulary.initial[ids[at + 1]]
-        ]  # fmt: skip
-        if not starts:
-            continue
-        i = int(rng.choice(starts))
-        chosen.append(ids)
-        places.append((i, i + 1))
-        for at in (i, i + 1):
-            row = list(ids)
-            row[at] = mask_id
-            patterns.append(row)
-            reads.append(at)
-    batch, attention = _padded(patterns, pad_id)
-    with torch.no_grad():
-        log_p = _log_p(model, batch, attention, torch.arange(len(patterns)), torch.tensor(reads))
-    p = log_p.double().exp().numpy()
-    p[:, list(vocabulary.special)] = 0
-    for n, (ids, (i, j)) in enumerate(zip(chosen, places)):
-        p[2 * n, ids[i]] = p[2 * n + 1, ids[j]] = 0
-    # square root: alternatives from all over the head of the distribution, not only its mode
-    p = np.sqrt(np.where(p > 1e-6, p, 0))
-    p /= p.sum(axis=1, keepdims=True)
-    draws = [int(rng.choice(p.shape[1], p=row)) for row in p]
-    return chosen, places, list(zip(draws[::2], draws[1::2]))
+    def __init__(
+        self, rows: list[list[int]], vocabulary: Vocabulary, mask_id: int, pad_id: int
+    ) -> None:
+        self.rows = sorted(rows, key=len)
+        self.vocabulary, self.mask_id, self.pad_id = vocabulary, mask_id, pad_id
+        initial, common = vocabulary.initial, vocabulary.common
+        # per sentence: neighbouring word starts, and neighbouring whole content words
+        self.words, self.content = [], []
+        for ids in self.rows:
+            inner = range(1, len(ids) - 2)
+            whole = [
+                vocabulary.whole_word(ids, at) and not common[ids[at]] for at in range(len(ids))
+            ]
+            self.words.append([at for at in inner if initial[ids[at]] and initial[ids[at + 1]]])
+            self.content.append([at for at in inner if whole[at] and whole[at + 1]])
+        self.usable = np.flatnonzero([bool(w) for w in self.words])
+
+    @staticmethod
+    def _near(among: Any, rng: np.random.Generator, count: int) -> Any:
+        """Draw `count` of a sixteenth of the sentences, neighbours by length."""
+        width = max(count, len(among) // 16)
+        start = int(rng.integers(max(1, len(among) - width + 1)))
+        part = among[start : start + width]
+        return rng.choice(part, count, replace=len(part) < count)
+
+    def sentences(self, rng: np.random.Generator, count: int) -> list[list[int]]:
+        return [self.rows[n] for n in self._near(np.arange(len(self.rows)), rng, count)]
+
+    def tables(
+        self, model: Any, rng: np.random.Generator, count: int, k: int, content_share: float
+    ) -> TableSample:
+        """Neighbouring words of random sentences, alternatives drawn from the model."""
+        import torch
+
+        rows, places = [], []
+        for n in self._near(self.usable, rng, count):
+            content = self.content[n] if rng.random() < content_share else []
+            i = int(rng.choice(content or self.words[n]))
+            rows.append(self.rows[n])
+            places.append((i, i + 1))
+        patterns, reads = [], []
+        for ids, pair in zip(rows, places):
+            for at in pair:
+                patterns.append([*ids[:at], self.mask_id, *ids[at + 1 :]])
+                reads.append(at)
+        batch, attention = _padded(patterns, self.pad_id)
+        with torch.no_grad():
+            log_p = _log_p(
+                model, batch, attention, torch.arange(len(patterns)), torch.tensor(reads)
+            )
+        # square root: alternatives from all over the head of the distribution, not only its mode;
+        # Gumbel noise draws without replacement
+        score = 0.5 * np.maximum(log_p.double().numpy(), -60) + rng.gumbel(size=log_p.shape)
+        score[:, list(self.vocabulary.special)] = -np.inf
+        lines = np.arange(len(patterns))
+        gold = [ids[at] for ids, pair in zip(rows, places) for at in pair]
+        own = log_p.clone()
+        own[lines, gold] = -np.inf
+        own[:, list(self.vocabulary.special)] = -np.inf
+        score[lines, own.argmax(dim=1).numpy()] = np.inf
+        score[lines, gold] = -np.inf
+        drawn = np.argsort(-score, axis=1)[:, : k - 1]
+        chosen = [[g, *map(int, row)] for g, row in zip(gold, drawn)]
+        return TableSample(rows, places, list(zip(chosen[::2], chosen[1::2])))
 
 
 def finetune(
@@ -266,34 +319,47 @@ def finetune(
     Returns
     -------
     list of dict
-        Losses per step: ``masked``, ``curl``, ``path``.
+        Losses per step: ``masked``, and with positive weights ``curl`` and ``path``.
     """
     import torch
 
     config = config or FinetuneConfig()
     require(config.steps > config.warmup, "steps", config.steps, f"more than {config.warmup}")
+    require(0 <= config.distill <= 1, "distill", config.distill, "0 to 1")
     rows = _rows(texts, tokenizer, config.max_length)
     require(len(rows) >= config.batch_size, "texts", len(rows), "more sentences than batch_size")
     vocabulary = Vocabulary(tokenizer)
+    most = int(vocabulary.initial.size) - len(vocabulary.special) - 1
+    require(2 <= config.candidates <= most, "candidates", config.candidates, f"2 to {most}")
     pad, mask = int(tokenizer.pad_token_id or 0), int(tokenizer.mask_token_id)
+    sampler = _Sampler(rows, vocabulary, mask, pad)
+    require(len(sampler.usable) >= 1, "texts", len(rows), "sentences with two neighbouring words")
+    teacher = copy.deepcopy(model).eval() if config.distill else None
+    penalised = config.curl_weight > 0 or config.path_weight > 0
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     history = []
     for step in range(config.steps):
         rng = np.random.default_rng([config.seed, 9, step])
         ramp = min((step + 1) / config.warmup, (config.steps - step) / config.steps * 1.05, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * ramp
-        batch = [rows[i] for i in rng.choice(len(rows), config.batch_size, replace=False)]
-        lm = masked_loss(model, batch, tokenizer, rng, config.mask_rate)
-        sample = _sample(model, rows, vocabulary, mask, pad, rng, config.quadruples)
-        curl, path = consistency_loss(model, *sample, mask, pad, config.huber)
-        loss = lm + config.curl_weight * curl + config.path_weight * path
+        batch = sampler.sentences(rng, config.batch_size)
+        lm = masked_loss(model, batch, tokenizer, rng, config.mask_rate, teacher, config.distill)
+        point, loss = {"masked": lm.item()}, lm
+        if penalised:
+            sample = sampler.tables(
+                model, rng, config.tables, config.candidates, config.content_share
+            )
+            curl, path = consistency_loss(model, sample, mask, pad, config.huber)
+            loss = lm + config.curl_weight * curl + config.path_weight * path
+            point |= {"curl": curl.item(), "path": path.item()}
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        point = {"masked": lm.item(), "curl": curl.item(), "path": path.item()}
         history.append(point)
         if on_step:
             on_step(step, point)
@@ -301,4 +367,11 @@ def finetune(
     return history
 
 
-__all__ = ["FinetuneConfig", "consistency_loss", "finetune", "held_out_masked_loss", "masked_loss"]
+__all__ = [
+    "FinetuneConfig",
+    "TableSample",
+    "consistency_loss",
+    "finetune",
+    "held_out_masked_loss",
+    "masked_loss",
+]

@@ -16,6 +16,7 @@ from noiser.environment import available_cores
 from noiser.errors import InputError
 from noiser.fast_tone import fast_curve, fast_light, reduced_luma
 from noiser.image_array import Padding, check_image, check_padding, full_scale
+from noiser.lift import lift_exponent
 from noiser.metrics import as_float, luma
 from noiser.native import histograms, instruction_set, lookup
 from noiser.network import INSTANCE_NORM_EPS, SelfRegressionModel
@@ -46,7 +47,8 @@ class Settings:
     ----------
     method : "paper", the self-regression network with whole-image normalisation;
         "closed_form", per-channel z-score and tanh, no network; "plus", a tone curve with
-        de-skewing, kept colours and returned detail; "auto", "plus" as far as the exposure needs it
+        de-skewing, kept colours and returned detail; "auto", "plus" as far as the exposure needs
+        it and by five stops of light at most, unless `target` says how bright
     strength : 0 returns the image, 1 the full effect
     target : wanted mean of the result in (0, 1), or "auto" for what the method gives
     contrast : 0 ... 1, slope of the tone curve of "plus" and "closed_form"; 0.5 is neutral
@@ -174,14 +176,15 @@ class Enhancer:
             # Floats are treated with the 65536 levels that a power table can hold.
             levels = image if image.dtype.kind == "u" else to_type(image, np.dtype(np.uint16))
             levels = np.ascontiguousarray(levels)
-            exact = settings.target == "auto" and settings.black_point is None
+            curve, small = fast_curve(levels, settings.contrast, settings.chroma, self._threads)
+            power = self._lift(image, curve)
+            exact = settings.target == "auto" and settings.black_point is None and power == 1
             same_type = exact and image.dtype.name != "float64"
             out = np.empty(image.shape, image.dtype if same_type else np.float32)
-            curve, small = fast_curve(levels, settings.contrast, settings.chroma, self._threads)
             lit = fast_light(levels, curve, small, strength if exact else 1.0, self._threads, out)
             if exact:
                 return lit.astype(image.dtype, copy=False)
-            value = self._finish(lit.astype(np.float64))
+            value = self._finish(lit.astype(np.float64) ** power)
         else:
             value = self._finish(self._light(image))
         if strength < 1:
@@ -263,7 +266,14 @@ class Enhancer:
         if self.settings.method == "closed_form":
             return _zscore_curve(image, rgb, self.settings.contrast)
         strength = correction(self._mean_luma(image)) if self.settings.method == "auto" else 1.0
-        return np.asarray(rgb + strength * (self.curve(image).map_colours(rgb) - rgb))
+        curve = self.curve(image)
+        lit = curve.map_colours(rgb) ** self._lift(image, curve)
+        return np.asarray(rgb + strength * (lit - rgb))
+
+    def _lift(self, image: np.ndarray, curve: ToneCurve) -> float:
+        """Power that "auto" needs to leave a scene that is dark by nature dark."""
+        limited = self.settings.method == "auto" and self.settings.target == "auto"
+        return lift_exponent(image, curve.map_colours) if limited else 1.0
 
     @staticmethod
     def _mean_luma(image: np.ndarray) -> float:
@@ -283,7 +293,7 @@ class Enhancer:
             return _zscore_curve(image, as_float(image), settings.contrast)
         value = np.clip(as_float(image), 0, 1)
         curve, powered = measure_curve(value, settings.contrast, settings.chroma)
-        return light(curve, powered, settings.denoise)
+        return light(curve, powered, settings.denoise) ** self._lift(value, curve)
 
     def _finish(self, value: np.ndarray) -> np.ndarray:
         black = self.settings.black_point

@@ -134,6 +134,17 @@ def walks(
     d = decay * pad(down[:, :-1], (0, 0, 0, 1)).view(B, 1, N)
     left, up = pad(r, (1, 0))[..., :N], pad(d, (columns, 0))[..., :N]
     total = values
+    if not (torch.is_grad_enabled() or torch.jit.is_tracing()):  # the same sum in two buffers
+        spare = [values.new_zeros(*values.shape[:2], N + 2 * columns) for _ in "ab"]
+        inner = [w[..., columns : columns + N] for w in spare]
+        inner[0].copy_(values)
+        for i in range(hops):
+            wide, total = spare[i % 2], inner[1 - i % 2]
+            torch.mul(r, wide[..., columns + 1 : columns + 1 + N], out=total)
+            total.addcmul_(left, wide[..., columns - 1 : columns - 1 + N])
+            total.addcmul_(d, wide[..., 2 * columns : 2 * columns + N])
+            total.addcmul_(up, wide[..., :N]).add_(values)
+        return total
     for _ in range(hops):
         wide = pad(total, (columns, columns))
         total = torch.addcmul(values, r, wide[..., columns + 1 : columns + 1 + N])

@@ -234,8 +234,8 @@ class LawMessages(nn.Module):
         )
         return nn.functional.normalize(pooled, dim=-1)
 
-    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
-        """Return the sum of the messages, (B, N, D)."""
+    def forward(self, x: Tensor, tokens: Tokens, update: Tensor) -> Tensor:
+        """Return ``update`` plus the sum of the messages, (B, N, D)."""
         messages = []
         queries = self.group_query(x) if self.groups else x
         for name, values in zip(self.laws, self.value(x).split(self.width, -1), strict=True):
@@ -255,7 +255,9 @@ class LawMessages(nn.Module):
         outs = [cast(nn.Linear, self.out[name]) for name in self.laws]
         weight = torch.cat([g * o.weight for g, o in zip(gates, outs, strict=True)], 1)
         bias = torch.stack([g * o.bias for g, o in zip(gates, outs, strict=True)]).sum(0)
-        return nn.functional.linear(torch.cat(messages, -1), weight, bias)
+        joined = torch.cat(messages, -1) if len(messages) > 1 else messages[0]
+        total = torch.addmm((update + bias).flatten(0, 1), joined.flatten(0, 1), weight.T)
+        return total.view_as(update)
 
 
 class EncoderLayer(nn.Module):
@@ -284,7 +286,7 @@ class EncoderLayer(nn.Module):
         h = self.norm1(x)
         update = self.attention(h + position, h, tokens)
         if self.messages is not None:
-            update = update + self.messages(h, tokens)
+            update = self.messages(h, tokens, update)
         x = x + self.dropout(update)
         h = self.linear2(self.dropout(nn.functional.relu(self.linear1(self.norm2(x)))))
         out: Tensor = x + self.dropout(h)

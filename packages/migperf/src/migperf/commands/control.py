@@ -21,6 +21,7 @@ from ..interop.migparted import (
 )
 from ..layout import Layout
 from ..node import Gpu, Node
+from ..restore import recover_holds
 from .common import gpu_of, mode_change_allowed, open_node, print_json, progress, write_text
 
 __all__ = ["apply", "assert_command", "export", "recover"]
@@ -190,7 +191,9 @@ def export(*, out: str | None = None, name: str = "current", sim: str | None = N
 
 
 def recover(*, gpu: GpuOption = None, sim: str | None = None) -> int:
-    """Finish or undo reconfigurations that a crash interrupted.
+    """Finish or undo what a crash interrupted: reconfigurations, layouts, MPS daemons, groups.
+
+    What a process that still runs has changed is left alone.
 
     Parameters
     ----------
@@ -199,8 +202,12 @@ def recover(*, gpu: GpuOption = None, sim: str | None = None) -> int:
     sim : str
         State file or name of a simulated machine.
     """
+    for line in recover_holds():
+        print(line)
     with open_node(sim) as node:
         gpus = list(node.gpus) if gpu is None else [gpu_of(node, gpu)]
+        for line in recover_holds(node.state_dir, node):
+            print(line)
         for target in gpus:
             mode = target.mig_mode()
             if mode is not None and mode[0]:

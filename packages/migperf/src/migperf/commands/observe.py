@@ -78,7 +78,7 @@ def compat(*, frameworks: str = ",".join(PROBES), duration: float = 0.5,
         "Frameworks",
         ["framework", "model", "mode", "status", "samples/s", "detail"],
         [[r.framework, r.model, r.mode, r.status,
-          f"{r.throughput:.4g}" if r.status == "ok" else "-", r.detail[:90]] for r in rows],
+          f"{r.throughput:,.0f}" if r.status == "ok" else "-", r.detail[:90]] for r in rows],
     )  # fmt: skip
     return 0
 

@@ -64,7 +64,7 @@ def compat_page(out: Path, rows: Sequence[CompatRow]) -> None:
          "text": "Every cell is a run in a process of its own. The models differ between the rows "
          "(perceptron, ResNet-18, DistilBERT), so only rows of equal models compare.",
          "rows": [[r.framework, r.model, r.mode, r.status,
-                   f"{r.throughput:.4g}" if r.status == "ok" else "", r.detail] for r in rows]},
+                   f"{r.throughput:,.0f}" if r.status == "ok" else "", r.detail] for r in rows]},
         figure,
     )  # fmt: skip
 
@@ -120,7 +120,7 @@ def simulate_page(out: Path, gpus: float, seeds: int, checks: Sequence[DemandChe
             "bound": [c.slo_ms for c in bounded],
         }
         figure = bar_groups([c.demand for c in bounded], series, "Latency in the simulation", "ms",
-                            number="{:.3g}")  # fmt: skip
+                            number="{:,.4g}")  # fmt: skip
     met = all(c.share_met >= 0.99 for c in checks)
     _write(
         out, "migperf simulate",

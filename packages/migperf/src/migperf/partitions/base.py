@@ -82,6 +82,9 @@ class Backend(Protocol):
     def meter(self, grants: Sequence[Grant]) -> EnergyMeter:
         """Energy meter of the device behind the grants; for use while they are open."""
 
+    def check(self, pids: Sequence[int]) -> str:
+        """Say what is wrong with running tenants, in a line; empty where nothing is."""
+
 
 def available_cores() -> tuple[int, ...]:
     """Cores that this process may use, ascending."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from ..errors import Infeasible, PermissionDenied
+from ..restore import Hold, remove_group
 from ..telemetry.meter import RaplMeter
 from .base import Availability, CoreLayout, Grant, available_cores, grants_of, thread_environment
 
@@ -28,6 +29,10 @@ class _OnCores:
     def meter(self, grants: Sequence[Grant]) -> RaplMeter:
         """Energy counter of the packages, where it is readable."""
         return RaplMeter(grants)
+
+    def check(self, pids: Sequence[int]) -> str:
+        """Nothing can be wrong: the worker has entered its grant or has failed."""
+        return ""
 
 
 class Whole(_OnCores):
@@ -161,7 +166,7 @@ class CpuQuota(_OnCores):
         for folder in sorted(parent[0].glob(f"{self._prefix}*")) if parent else []:
             pid = folder.name.removeprefix(self._prefix).split("-")[0]
             if pid.isdigit() and not psutil.pid_exists(int(pid)):
-                folder.rmdir()
+                remove_group(folder)
                 removed.append(folder.name)
         return removed
 
@@ -185,12 +190,11 @@ class CpuQuota(_OnCores):
             raise PermissionDenied(f"backend cpuquota: {state.reason}")
         self.sweep()
         cores = available_cores()
-        made: list[Path] = []
+        made = [parent[0] / f"{self._prefix}{os.getpid()}-{number}" for number in range(len(parts))]
+        hold = Hold.take("cgroups", {"folders": [str(folder) for folder in made]})
         grants = []
         try:
-            for number, part in enumerate(parts):
-                folder = parent[0] / f"{self._prefix}{os.getpid()}-{number}"
-                made.append(folder)
+            for folder, part in zip(made, parts, strict=True):
                 procs = self._make(folder, parent[1], part * len(cores) * 1000)
                 threads = math.ceil(part * len(cores) / 100)
                 grants.append(_grant(f"{part}%", cores, threads, None, str(procs)))
@@ -199,3 +203,4 @@ class CpuQuota(_OnCores):
             for folder in made:
                 if folder.is_dir():
                     folder.rmdir()
+            hold.release()

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from ..errors import InputError, MigperfError
 from ..mps import MpsDaemon, find_mps
-from ..node import Gpu, Node
+from ..node import Gpu, MigDevice, Node
+from ..restore import recover_holds
 from ..telemetry.meter import GpuMeter
 from .base import Availability, CoreLayout, Grant, available_cores, thread_environment
 
@@ -62,6 +63,10 @@ class _OnGpu:
             raise RuntimeError("meter: no layout is open")
         return GpuMeter(self._gpu, grants)
 
+    def check(self, pids: Sequence[int]) -> str:
+        """Nothing can be wrong: CUDA fails where a device cannot be used."""
+        return ""
+
 
 class Mig(_OnGpu):
     """One MIG device per tenant.
@@ -99,19 +104,22 @@ class Mig(_OnGpu):
 
     @contextmanager
     def open(self, layout: str) -> Iterator[list[Grant]]:
-        """Apply the layout, grant its devices, and put the former layout back."""
+        """Apply the layout, grant its devices, and put the former layout and mode back."""
+        with self._opened() as gpu:
+            # What a killed run has left would otherwise count as the former layout.
+            recover_holds(gpu.node.state_dir, gpu.node)
+            with gpu.borrow(layout, allow_mode_change=self._allow) as applied:
+                yield self._grants(applied.devices)
+
+    def _grants(self, devices: Sequence[MigDevice]) -> list[Grant]:
         threads = max(1, len(available_cores()))
-        with (
-            self._opened() as gpu,
-            gpu.apply(layout, allow_mode_change=self._allow) as applied,
-        ):
-            grants = []
-            for device in applied.devices:
-                name = device.name.rsplit("MIG ", 1)[-1]
-                env = {**thread_environment(threads), **device.env()}
-                place = (self._index, device.gpu_instance_id)
-                grants.append(Grant(name, env, (), threads, device=place))
-            yield grants
+        grants = []
+        for device in devices:
+            name = device.name.rsplit("MIG ", 1)[-1]
+            env = {**thread_environment(threads), **device.env()}
+            place = (self._index, device.gpu_instance_id)
+            grants.append(Grant(name, env, (), threads, device=place))
+        return grants
 
 
 class TimeSlice(_OnGpu):
@@ -145,6 +153,7 @@ class Mps(_OnGpu):
 
     name = "mps"
     isolates = "share of multiprocessors (upper limit) and memory limit; not bandwidth or cache"
+    _daemon: MpsDaemon
 
     def available(self) -> Availability:
         """Ask for a real driver and nvidia-cuda-mps-control."""
@@ -155,12 +164,24 @@ class Mps(_OnGpu):
             return Availability(False, "nvidia-cuda-mps-control is not on PATH")
         return Availability(True)
 
+    def check(self, pids: Sequence[int]) -> str:
+        """Ask the daemon whom it serves: CUDA runs without MPS, and silently, where it fails."""
+        served = set(self._daemon.clients()) & set(pids)
+        if len(served) == len(pids):
+            return ""
+        return (
+            f"the MPS daemon serves {len(served)} of {len(pids)} tenants; the others ran without "
+            "MPS or do not use the GPU"
+        )
+
     @contextmanager
     def open(self, layout: str) -> Iterator[list[Grant]]:
         """Run a daemon, grant shares such as ``50%*2``, and end the daemon."""
         parts = CoreLayout.parse(layout, percent=True).parts
         threads = max(1, len(available_cores()))
+        recover_holds()
         with self._opened() as gpu, MpsDaemon(device=gpu.uuid) as daemon:
+            self._daemon = daemon
             yield [
                 Grant(
                     f"{part}%",

@@ -234,6 +234,8 @@ def compare(
         ]  # fmt: skip
         head = ["measure", "level", "median A", "median B", "change %", "p (B smaller)"]
         show_table(f"{result['paired']} common probes", head, rows)
+        if out:
+            print(f"wrote {out}")
     if result["failed"]:
         raise VerdictError(f"gate failed: {'; '.join(result['failed'])}")
 

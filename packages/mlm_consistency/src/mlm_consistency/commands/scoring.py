@@ -82,6 +82,8 @@ def eoc(
             ["name", "accuracy", "low", "high", "McNemar p"],
             [list(r.values()) for r in rows],
         )
+        if out:
+            print(f"wrote {out / 'report.html'}")
 
 
 def score(
@@ -151,3 +153,6 @@ def score(
     elif not out and not page:
         for total, _, _, text in rows:
             print(f"{total:.4f}\t{text}")
+    else:
+        for path in filter(None, (out, page)):
+            print(f"wrote {path}")
