@@ -132,6 +132,7 @@ def icon_classes(count: int, seed: int) -> list[str]:
 def _circuit(name: str) -> Image.Image:
     require("schemdraw", "circuit")
     import matplotlib as mpl
+    import matplotlib.pyplot as plt
     import schemdraw
     import schemdraw.elements as elements
 
@@ -139,6 +140,7 @@ def _circuit(name: str) -> Image.Image:
         drawing = schemdraw.Drawing(canvas="matplotlib", show=False)
         drawing.add(getattr(elements, name)())
         data = drawing.get_imagedata("png")
+        plt.close(drawing.fig.fig)  # pyplot keeps every figure that schemdraw opens
     with Image.open(io.BytesIO(data)) as image:
         white = Image.new("RGBA", image.size, "white")
         flat = Image.alpha_composite(white, image.convert("RGBA"))
