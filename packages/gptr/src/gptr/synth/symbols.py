@@ -136,11 +136,13 @@ def _circuit(name: str) -> Image.Image:
     import schemdraw
     import schemdraw.elements as elements
 
+    before = set(plt.get_fignums())
     with mpl.rc_context({"figure.dpi": 100}):
         drawing = schemdraw.Drawing(canvas="matplotlib", show=False)
         drawing.add(getattr(elements, name)())
         data = drawing.get_imagedata("png")
-        plt.close(drawing.fig.fig)  # pyplot keeps every figure that schemdraw opens
+    for number in set(plt.get_fignums()) - before:
+        plt.close(number)  # pyplot keeps every figure that schemdraw opens
     with Image.open(io.BytesIO(data)) as image:
         white = Image.new("RGBA", image.size, "white")
         flat = Image.alpha_composite(white, image.convert("RGBA"))
