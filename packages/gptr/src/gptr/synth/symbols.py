@@ -132,13 +132,17 @@ def icon_classes(count: int, seed: int) -> list[str]:
 def _circuit(name: str) -> Image.Image:
     require("schemdraw", "circuit")
     import matplotlib as mpl
+    import matplotlib.pyplot as plt
     import schemdraw
     import schemdraw.elements as elements
 
+    before = set(plt.get_fignums())
     with mpl.rc_context({"figure.dpi": 100}):
         drawing = schemdraw.Drawing(canvas="matplotlib", show=False)
         drawing.add(getattr(elements, name)())
         data = drawing.get_imagedata("png")
+    for number in set(plt.get_fignums()) - before:
+        plt.close(number)  # pyplot keeps every figure that schemdraw opens
     with Image.open(io.BytesIO(data)) as image:
         white = Image.new("RGBA", image.size, "white")
         flat = Image.alpha_composite(white, image.convert("RGBA"))
