@@ -7,12 +7,21 @@ does as well as information pruning.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from vitcod.plan import SparsityPlan
+from vitcod.adapters import attention_modules, project, score_bias
+from vitcod.errors import InputError
+from vitcod.plan import LayerPlan, SparsityPlan
 from vitcod.pruning import prune
 from vitcod.stats import AttentionStats
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,61 @@ def retained_mass(stats: AttentionStats, plan: SparsityPlan) -> float:
     """Mean share of the averaged attention that a plan keeps, 0 to 1."""
     kept = [float((m * p.keep).sum(-1).mean()) for m, p in zip(stats.maps, plan)]
     return float(np.mean(kept))
+
+
+def output_error(
+    model: nn.Module, plan: SparsityPlan, images: Float[Tensor, "batch channels height width"]
+) -> float:
+    """Predict how much a plan disturbs a dense model, from unlabelled images.
+
+    Every layer sees the dense model's input, with and without the mask.
+
+    Parameters
+    ----------
+    model : dense model, not patched
+    plan : masks for it
+    images : some tens suffice
+
+    Returns
+    -------
+    float: ``|o' - o|^2 / |o|^2`` of the heads' outputs o, mean over layers; 0 for full masks
+
+    Raises
+    ------
+    InputError
+        Plan and model differ in layers.
+    """
+    modules = attention_modules(model)
+    if len(plan) != len(modules):
+        raise InputError(
+            f"plan has {len(plan)} layers and the model {len(modules)}: make a plan of this model"
+        )
+    found: list[float] = []
+
+    def measure(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], layer: LayerPlan
+    ) -> None:
+        q, k, v, scale = project(module, args[0] if args else kwargs["hidden_states"])
+        bias = score_bias(module, q.device)
+        scores = q @ k.transpose(-1, -2) * scale
+        weights = torch.softmax(scores if bias is None else scores + bias, -1)
+        masked = weights * torch.from_numpy(layer.keep.copy()).to(weights)
+        dense, sparse = weights @ v, masked @ v / masked.sum(-1, keepdim=True).clamp_min(1e-30)
+        found.append(float(((sparse - dense) ** 2).sum() / (dense**2).sum().clamp_min(1e-30)))
+
+    hooks = [
+        module.register_forward_pre_hook(partial(measure, layer=layer), with_kwargs=True)
+        for (_, module), layer in zip(modules, plan)
+    ]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+    return float(np.mean(found))
 
 
 def diagnose(stats: AttentionStats, sparsity: float = 0.9) -> Maskability:

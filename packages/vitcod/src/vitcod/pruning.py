@@ -60,8 +60,11 @@ def information_mask(
 def _prefixes(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Keys in descending order (ties: lower index first), and the mass before each of them."""
     maps = np.asarray(maps, np.float64)  # float32 sums differ between machines
-    order = np.argsort(-maps, axis=-1, kind="stable")
+    order = np.argsort(-maps, axis=-1)  # three times as fast as the stable sort, which ties need
     ranked = np.take_along_axis(maps, order, -1)
+    tied = (ranked[..., 1:] == ranked[..., :-1]).any(-1)
+    if tied.any():
+        order[tied] = np.argsort(-maps[tied], axis=-1, kind="stable")
     total = np.cumsum(ranked, -1)
     # A row that sums to 1 within rounding must never run past its last key.
     before = np.concatenate([np.zeros_like(total[..., :1]), total[..., :-1]], -1)
@@ -75,9 +78,10 @@ def _importance(
     if method in ("info", "output"):
         if method == "output":
             maps = maps / np.maximum(maps.sum(-1, keepdims=True), 1e-300)
-        order, before = _prefixes(maps)
         figure = np.empty(maps.shape)
-        np.put_along_axis(figure, order, before, -1)
+        for head, one in enumerate(maps):  # a map at a time: 4,097 tokens take much memory
+            order, before = _prefixes(one)
+            np.put_along_axis(figure[head], order, before, -1)
         return figure
     if method == "ratio":
         order, _ = _prefixes(maps)
@@ -236,7 +240,10 @@ def _solve(
             base = _at_least_one(forced[i].copy(), figures[i])
             must.append(base.ravel())
             flat.append(figures[i].ravel())
-        figure, base = np.concatenate(flat), np.concatenate(must)
+        if len(group) == 1:
+            figure, base = flat[0], must[0]
+        else:
+            figure, base = np.concatenate(flat), np.concatenate(must)
         wanted, least = round((1 - sparsity) * len(figure)), int(base.sum())
         if wanted < least:
             raise InputError(
