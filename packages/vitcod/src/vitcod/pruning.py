@@ -6,6 +6,7 @@ the keys in descending order whose attention sums to at least theta.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -65,9 +66,9 @@ def _prefixes(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     tied = (ranked[..., 1:] == ranked[..., :-1]).any(-1)
     if tied.any():
         order[tied] = np.argsort(-maps[tied], axis=-1, kind="stable")
-    total = np.cumsum(ranked, -1)
     # A row that sums to 1 within rounding must never run past its last key.
-    before = np.concatenate([np.zeros_like(total[..., :1]), total[..., :-1]], -1)
+    before = np.zeros_like(ranked)
+    np.cumsum(ranked[..., :-1], -1, out=before[..., 1:])
     return order, before
 
 
@@ -79,9 +80,11 @@ def _importance(
         if method == "output":
             maps = maps / np.maximum(maps.sum(-1, keepdims=True), 1e-300)
         figure = np.empty(maps.shape)
-        for head, one in enumerate(maps):  # a map at a time: 4,097 tokens take much memory
-            order, before = _prefixes(one)
-            np.put_along_axis(figure[head], order, before, -1)
+        rows = max(1, 2**18 // maps.shape[-1])  # so many stay in the cache
+        for head, start in itertools.product(range(len(maps)), range(0, maps.shape[1], rows)):
+            part = head, slice(start, start + rows)
+            order, before = _prefixes(maps[part])
+            np.put_along_axis(figure[part], order, before, -1)
         return figure
     if method == "ratio":
         order, _ = _prefixes(maps)
@@ -250,14 +253,12 @@ def _solve(
                 f"sparsity={sparsity} is not possible: protected entries and one key per row"
                 f" allow at most {1 - least / len(figure):.4f}; protect less"
             )
-        free = np.flatnonzero(~base)
-        keep = base.copy()
-        extra = wanted - least
-        threshold = 0.0
+        keep, extra, threshold = base, wanted - least, 0.0
         if extra:
-            chosen = free[_smallest(figure[free], extra)]
-            keep[chosen] = True
-            threshold = float(figure[chosen].max())
+            values = np.where(base, np.inf, figure)
+            threshold = float(np.partition(values, extra - 1)[extra - 1])
+            keep = base | (values < threshold)
+            keep[np.flatnonzero(values == threshold)[: wanted - int(keep.sum())]] = True
         start = 0
         for i in group:
             size = figures[i].size
@@ -265,16 +266,6 @@ def _solve(
             thresholds[i] = threshold
             start += size
     return masks, thresholds
-
-
-def _smallest(values: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the `count` smallest values; ties go to the lower index."""
-    if count >= len(values):
-        return np.arange(len(values))
-    limit = np.partition(values, count - 1)[count - 1]
-    below = np.flatnonzero(values < limit)
-    ties = np.flatnonzero(values == limit)[: count - len(below)]
-    return np.concatenate([below, ties])
 
 
 def morton(grid: tuple[int, int]) -> Int[np.ndarray, " tokens"]:
