@@ -31,8 +31,10 @@ MOONSHOT = {
     4097: {0.5: 1.9, 0.7: 3.3, 0.8: 5, 0.9: 10, 0.95: 18},
 }
 TRIED = (
-    "tried: rows in Z-order (kept) and grouped greedily, keys in batches of a vector's lanes, tiles of 16 and 32 rows, column blocks of 128 to"
-    " 512, matrix products with a masked softmax between them (0.8x of SDPA at any sparsity)"
+    "tried: rows in Z-order (kept) and grouped greedily, keys in batches of a vector's lanes, tiles"
+    " of 16 and 32 rows, column blocks of 128 to 512, matrix products with a masked softmax between"
+    " them (0.8x of SDPA at any sparsity), the next head's keys and values fetched ahead (no"
+    " difference)"
 )
 
 

@@ -223,7 +223,7 @@ def main() -> None:
             "<= 20 s",
             f"{sum(parts):.1f} s of one thread, {peak / 2**20:.1f} GiB at the peak",
             sum(parts) <= 20 and abs(sparsity - 0.95) <= 5e-4,
-            f"of the memory {at_first / 2**20:.1f} GiB before pruning, the maps in float64 among it",
+            f"of the memory {at_first / 2**20:.1f} GiB before pruning, float64 maps among it",
         )
     )
     tables.append(

@@ -35,9 +35,7 @@ def command() -> str:
     for word in sys.argv[1:]:
         words.append("DIR" if out else Path(word).name if "/" in word else word)
         out = word == "--out"
-    return " ".join(
-        ["python", f"packages/vitcod/benchmarks/{Path(sys.argv[0]).name}", *words]
-    )
+    return " ".join(["python", f"packages/vitcod/benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
 def write(

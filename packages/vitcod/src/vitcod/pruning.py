@@ -256,9 +256,11 @@ def _solve(
         keep, extra, threshold = base, wanted - least, 0.0
         if extra:
             values = np.where(base, np.inf, figure)
-            threshold = float(np.partition(values, extra - 1)[extra - 1])
-            keep = base | (values < threshold)
-            keep[np.flatnonzero(values == threshold)[: wanted - int(keep.sum())]] = True
+            values.partition(extra - 1)
+            threshold = float(values[extra - 1])
+            keep = base | (figure < threshold)
+            ties = np.flatnonzero((figure == threshold) & ~base)
+            keep[ties[: wanted - int(keep.sum())]] = True
         start = 0
         for i in group:
             size = figures[i].size
