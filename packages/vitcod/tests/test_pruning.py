@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from vitcod import (
     AttentionStats,
     InputError,
+    Maskability,
     SparsityPlan,
     collect_attention,
     diagnose,
@@ -181,6 +182,18 @@ def test_output_error_is_that_of_the_masked_layer(model, images):
     assert output_error(model, everything, images) < 1e-12
     with pytest.raises(InputError, match="plan has 1 layers and the model 2"):
         output_error(model, SparsityPlan((plan.layer(0),)), images)
+
+
+def test_the_diagnostic_weighs_the_outputs_error(model, images):
+    stats = collect_attention(model, [images])
+    verdict = diagnose(stats, 0.5, model, images)
+    plan = prune(stats, sparsity=0.5, protect=())
+    assert verdict.error == pytest.approx(output_error(model, plan, images))
+    assert "the output's error is" in str(verdict)
+    assert Maskability(0.9, 0.5, 0.1, 0.9, error=0.1, error_random=0.2).suited
+    assert not Maskability(0.9, 0.5, 0.1, 0.9, error=0.2, error_random=0.1).suited
+    with pytest.raises(InputError, match="model and images: give both"):
+        diagnose(stats, 0.5, model)
 
 
 @pytest.mark.stress
