@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,6 +29,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
+def command() -> str:
+    """Return the command that is running; paths lose their folders, the result's folder is DIR."""
+    words, out = [], False
+    for word in sys.argv[1:]:
+        words.append("DIR" if out else Path(word).name if "/" in word else word)
+        out = word == "--out"
+    return " ".join(["python", f"packages/vitcod/benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
 def write(
     out: Path,
     name: str,
@@ -36,7 +46,6 @@ def write(
     tables: list[dict],
     threads: int,
     accelerator: str = "",
-    command: str = "",
 ) -> None:
     """Write the result and print its tables."""
     environment = describe(threads, ("torch", "numpy", "timm", "triton"))
@@ -48,7 +57,7 @@ def write(
         "version": version("vitcod"),
         "benchmark": name,
         "title": title,
-        "command": command or f'nox -s "bench(vitcod)" -- {name}',
+        "command": command(),
         "environment": environment,
         "goals": goals,
         "tables": tables,

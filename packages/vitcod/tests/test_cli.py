@@ -49,6 +49,14 @@ def test_the_whole_way(files, capsys):
     assert code == 0
     assert "sparsity 49.9" in out or "sparsity 50.0" in out
     assert (files / "r.html").read_text().count("<img") == 2
+    line = "prune s.safetensors --theta 0.5 -o u.safetensors"
+    code, _, _ = run(line, capsys)
+    assert code == 0
+    code, _, _ = run(line.replace("u.saf", "v.saf") + " --official", capsys)
+    assert code == 0
+    plain, official = (SparsityPlan.load(files / f"{name}.safetensors") for name in "uv")
+    assert official.sparsity < plain.sparsity  # one key more per row
+    assert official.info["official"] is True
     code, out, _ = run("diagnose s.safetensors", capsys)
     assert code == 3  # an untrained model's maps are uniform
     assert "unsuited" in out

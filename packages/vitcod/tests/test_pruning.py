@@ -4,10 +4,21 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vitcod import AttentionStats, InputError, diagnose, information_mask, prune
-from vitcod.diagnose import retained_mass
+from torch.nn.functional import scaled_dot_product_attention
+from vitcod import (
+    AttentionStats,
+    InputError,
+    Maskability,
+    SparsityPlan,
+    collect_attention,
+    diagnose,
+    information_mask,
+    prune,
+)
+from vitcod.diagnose import output_error, retained_mass
 from vitcod.layout import tile_slots
 from vitcod.pruning import morton, row_order
 
@@ -36,6 +47,16 @@ def test_information_mask_is_the_transcription(seed, theta, official, peak):
     for h in range(2):
         for i in range(5):
             assert np.array_equal(mask[h, i], transcription(maps[h, i], theta, official))
+
+
+@pytest.mark.parametrize("theta", [0.3, 0.6])
+def test_ties_go_to_the_lower_index(theta):
+    maps = np.random.default_rng(0).choice([1.0, 2.0, 4.0], (2, 3, 300))
+    maps /= maps.sum(-1, keepdims=True)
+    mask = information_mask(maps, theta)
+    for h in range(2):
+        for i in range(3):
+            assert np.array_equal(mask[h, i], transcription(maps[h, i], theta, False))
 
 
 def test_every_row_keeps_theta_and_is_minimal(stats):
@@ -142,6 +163,37 @@ def test_morton_interleaves_bits():
     # Z-order of a 4 x 4 grid, as in every textbook
     assert morton((4, 4)).tolist() == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
     assert sorted(morton((5, 7))) == list(range(35))
+
+
+def test_output_error_is_that_of_the_masked_layer(model, images):
+    stats = collect_attention(model, [images])
+    seen = []
+    hook = model.blocks[0].attn.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+    model(images)
+    hook.remove()
+    plan = prune(stats, sparsity=0.5, protect=())
+    qkv = model.blocks[0].attn.qkv(seen[0]).view(6, 17, 3, 4, 8).permute(2, 0, 3, 1, 4)
+    keep = torch.from_numpy(plan.layer(0).keep.copy())
+    dense, sparse = (scaled_dot_product_attention(*qkv, attn_mask=m) for m in (None, keep))
+    everything = SparsityPlan.from_masks([np.ones((4, 17, 17), bool)] * 2)
+    one = SparsityPlan((plan.layer(0), everything.layer(1)))
+    expected = ((sparse - dense).square().sum() / dense.square().sum()).item()
+    assert output_error(model, one, images) == pytest.approx(expected / 2, rel=1e-3)
+    assert output_error(model, everything, images) < 1e-12
+    with pytest.raises(InputError, match="plan has 1 layers and the model 2"):
+        output_error(model, SparsityPlan((plan.layer(0),)), images)
+
+
+def test_the_diagnostic_weighs_the_outputs_error(model, images):
+    stats = collect_attention(model, [images])
+    verdict = diagnose(stats, 0.5, model, images)
+    plan = prune(stats, sparsity=0.5, protect=())
+    assert verdict.error == pytest.approx(output_error(model, plan, images))
+    assert "the output's error is" in str(verdict)
+    assert Maskability(0.9, 0.5, 0.1, 0.9, error=0.1, error_random=0.2).suited
+    assert not Maskability(0.9, 0.5, 0.1, 0.9, error=0.2, error_random=0.1).suited
+    with pytest.raises(InputError, match="model and images: give both"):
+        diagnose(stats, 0.5, model)
 
 
 @pytest.mark.stress

@@ -209,8 +209,7 @@ def collect(
     network = _model(model, checkpoint, x.shape[-1], classes, timm_name)
     stats = collect_attention(network, x.split(batch), max_images, output_scores)
     stats.save(output)
-    verdict = diagnose(stats)
-    print(f"{stats.images} images, {len(stats.maps)} layers; {verdict}")
+    print(f"{stats.images} images, {len(stats.maps)} layers; {diagnose(stats)}")
     return 0
 
 
@@ -244,6 +243,7 @@ def prune_command(
     method: Method = "info",
     scope: Scope = "global",
     tile_rows: int | None = None,
+    official: bool = False,
     dense_threshold: float = 0.25,
     order: Order = "zorder",
     seed: int = 0,
@@ -267,6 +267,8 @@ def prune_command(
         One threshold for the model or one per layer.
     tile_rows
         Rows that share one choice of keys.
+    official
+        One key more per row, as the authors' script keeps; with --theta.
     dense_threshold
         Share of kept entries above which a token is global.
     order
@@ -282,7 +284,7 @@ def prune_command(
     from vitcod.stats import AttentionStats
 
     found = AttentionStats.load(stats)
-    plan = prune(found, sparsity, method, scope, tile_rows=tile_rows, theta=theta, seed=seed)
+    plan = prune(found, sparsity, method, scope, ("cls",), tile_rows, theta, official, seed)
     plan = polarize(plan, dense_threshold, order)
     plan.save(output)
     print(plan)
@@ -395,7 +397,6 @@ def finetune_command(
     patch(network, SparsityPlan.load(plan))
     settings = replace(Recipe.cpu(epochs, learning_rate), distillation=distillation)
     with _progress("steps", 1) as progress:
-        task = progress.task_ids[0]
         losses = finetune(
             network,
             x,
@@ -403,7 +404,7 @@ def finetune_command(
             settings,
             teacher,
             seed,
-            on_step=lambda i, n, _: progress.update(task, completed=i, total=n),
+            on_step=lambda i, n, _: progress.update(progress.task_ids[0], completed=i, total=n),
         )
     state = {name: t.contiguous() for name, t in network.state_dict().items()}
     write_atomically(output, save(state))
@@ -569,9 +570,7 @@ def demo_command(*, out: Path, seed: int = 0) -> int:
 
     with _progress("training", 416) as progress:
         task = progress.task_ids[0]
-        result = run_demo(
-            out, seed, on_step=lambda i, n: progress.update(task, completed=i, total=n)
-        )
+        result = run_demo(out, seed, lambda i, n: progress.update(task, completed=i, total=n))
     for claim in result["claims"]:
         state = {True: "yes", False: "NO", None: "shown"}[claim["met"]]
         print(f"{state:>5}  {claim['name']}: {claim['measured']} {claim['unit']}".rstrip())

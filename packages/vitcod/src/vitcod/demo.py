@@ -23,7 +23,7 @@ from vitcod.patching import patch
 from vitcod.polarize import polarize
 from vitcod.pruning import Method, prune
 from vitcod.sim import simulate
-from vitcod.speed import compare_with_dense
+from vitcod.speed import attention_share, compare_with_dense
 from vitcod.stats import collect_attention
 from vitcod.synthetic import vit_like_mask, vit_like_plan
 
@@ -169,13 +169,9 @@ def _run(out: Path, seed: int, on_step: Callable[[int, int], None] | None) -> di
         ),
         (
             "amdahl.png",
-            "What faster attention is worth",
+            "What faster attention is worth, from its share of a block's time measured here",
             report.amdahl_figure(
-                {
-                    "DeiT-T, 224": 0.14,
-                    "DeiT-T, 512": 0.45,
-                    "DeiT-T, 1024": 0.70,
-                },
+                {f"DeiT-T, {s}": attention_share((s // 16) ** 2 + 1) for s in (224, 512, 1024)},
                 ratio,
             ),
         ),

@@ -6,6 +6,7 @@ the keys in descending order whose attention sums to at least theta.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -60,11 +61,14 @@ def information_mask(
 def _prefixes(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Keys in descending order (ties: lower index first), and the mass before each of them."""
     maps = np.asarray(maps, np.float64)  # float32 sums differ between machines
-    order = np.argsort(-maps, axis=-1, kind="stable")
+    order = np.argsort(-maps, axis=-1)  # three times as fast as the stable sort, which ties need
     ranked = np.take_along_axis(maps, order, -1)
-    total = np.cumsum(ranked, -1)
+    tied = (ranked[..., 1:] == ranked[..., :-1]).any(-1)
+    if tied.any():
+        order[tied] = np.argsort(-maps[tied], axis=-1, kind="stable")
     # A row that sums to 1 within rounding must never run past its last key.
-    before = np.concatenate([np.zeros_like(total[..., :1]), total[..., :-1]], -1)
+    before = np.zeros_like(ranked)
+    np.cumsum(ranked[..., :-1], -1, out=before[..., 1:])
     return order, before
 
 
@@ -75,9 +79,12 @@ def _importance(
     if method in ("info", "output"):
         if method == "output":
             maps = maps / np.maximum(maps.sum(-1, keepdims=True), 1e-300)
-        order, before = _prefixes(maps)
         figure = np.empty(maps.shape)
-        np.put_along_axis(figure, order, before, -1)
+        rows = max(1, 2**18 // maps.shape[-1])  # so many stay in the cache
+        for head, start in itertools.product(range(len(maps)), range(0, maps.shape[1], rows)):
+            part = head, slice(start, start + rows)
+            order, before = _prefixes(maps[part])
+            np.put_along_axis(figure[part], order, before, -1)
         return figure
     if method == "ratio":
         order, _ = _prefixes(maps)
@@ -236,21 +243,24 @@ def _solve(
             base = _at_least_one(forced[i].copy(), figures[i])
             must.append(base.ravel())
             flat.append(figures[i].ravel())
-        figure, base = np.concatenate(flat), np.concatenate(must)
+        if len(group) == 1:
+            figure, base = flat[0], must[0]
+        else:
+            figure, base = np.concatenate(flat), np.concatenate(must)
         wanted, least = round((1 - sparsity) * len(figure)), int(base.sum())
         if wanted < least:
             raise InputError(
                 f"sparsity={sparsity} is not possible: protected entries and one key per row"
                 f" allow at most {1 - least / len(figure):.4f}; protect less"
             )
-        free = np.flatnonzero(~base)
-        keep = base.copy()
-        extra = wanted - least
-        threshold = 0.0
+        keep, extra, threshold = base, wanted - least, 0.0
         if extra:
-            chosen = free[_smallest(figure[free], extra)]
-            keep[chosen] = True
-            threshold = float(figure[chosen].max())
+            values = np.where(base, np.inf, figure)
+            values.partition(extra - 1)
+            threshold = float(values[extra - 1])
+            keep = base | (figure < threshold)
+            ties = np.flatnonzero((figure == threshold) & ~base)
+            keep[ties[: wanted - int(keep.sum())]] = True
         start = 0
         for i in group:
             size = figures[i].size
@@ -258,16 +268,6 @@ def _solve(
             thresholds[i] = threshold
             start += size
     return masks, thresholds
-
-
-def _smallest(values: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the `count` smallest values; ties go to the lower index."""
-    if count >= len(values):
-        return np.arange(len(values))
-    limit = np.partition(values, count - 1)[count - 1]
-    below = np.flatnonzero(values < limit)
-    ties = np.flatnonzero(values == limit)[: count - len(below)]
-    return np.concatenate([below, ties])
 
 
 def morton(grid: tuple[int, int]) -> Int[np.ndarray, " tokens"]:

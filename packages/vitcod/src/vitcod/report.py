@@ -99,11 +99,11 @@ def density_figure(plan: SparsityPlan) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(values, cmap="viridis", aspect="auto")
-    top = np.nanmax(values)
+    low, top = np.nanmin(values), np.nanmax(values)
     for h in range(heads):
         for i in range(len(plan)):
             if np.isfinite(values[h, i]):
-                colour = "black" if values[h, i] > 0.6 * top else "white"
+                colour = "black" if values[h, i] > low + 0.6 * (top - low) else "white"
                 axis.text(
                     i, h, f"{values[h, i]:.0f}", ha="center", va="center", fontsize=8, color=colour
                 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vitcod.models import Block
 from vitcod.ops import sparse_attention
 from vitcod.plan import LayerPlan
 
@@ -54,6 +55,35 @@ def interleaved(
         low, high = np.quantile(values, [0.25, 0.75])
         result[name] = Timing(float(np.median(values)), min(values), float(high - low) / 2)
     return result
+
+
+def attention_share(tokens: int, dim: int = 192, heads: int = 3, repeats: int = 5) -> float:
+    """Measure the share of a dense transformer block's time that its attention core takes.
+
+    Parameters
+    ----------
+    tokens, dim, heads : of the block; the defaults are DeiT-Tiny's
+    repeats : interleaved runs
+
+    Returns
+    -------
+    float, 0 to 1: scores, softmax and weighted sum; projections and MLP are the rest
+    """
+    block = Block(dim, heads, 4.0).eval()
+    x = torch.randn(1, tokens, dim, generator=torch.Generator().manual_seed(0))
+    # Views of a fused projection, as the block has them.
+    fused = torch.cat([x, x, x], -1).view(1, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = fused.unbind(0)
+    with torch.no_grad():
+        found = interleaved(
+            {
+                "block": lambda: block(x),
+                "core": lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v),
+            },
+            repeats,
+            time.thread_time if torch.get_num_threads() == 1 else time.perf_counter,
+        )
+    return min(1.0, found["core"].median / found["block"].median)
 
 
 def compare_with_dense(

@@ -86,7 +86,7 @@ class AttentionStats:
         """SHA-256 of the maps."""
         digest = hashlib.sha256()
         for maps in self.maps:
-            digest.update(np.ascontiguousarray(maps, np.float64).tobytes())
+            digest.update(np.ascontiguousarray(maps, np.float64).ravel().data)
         return digest.hexdigest()
 
     def resize(self, rows: int, columns: int) -> AttentionStats:
