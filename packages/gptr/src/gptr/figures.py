@@ -176,13 +176,16 @@ def training_curves(runs: dict[str, list[dict[str, Any]]]) -> Figure:
         left, right = figure.subplots(1, 2)
         for a, (arm, rows) in enumerate(runs.items()):
             steps = [r["step"] for r in rows]
-            left.plot(steps, [r["loss"] for r in rows], label=arm, color=ARMS[a % len(ARMS)])
+            dots = "o" if len(steps) < 3 else ""  # a line of one point shows nothing
+            colour = ARMS[a % len(ARMS)]
+            left.plot(steps, [r["loss"] for r in rows], label=arm, color=colour, marker=dots)
             for n, name in enumerate(rows[-1].get("law_weights", {})):
                 right.plot(
                     steps,
                     [r["law_weights"][name] for r in rows],
                     color=ARMS[n % len(ARMS)],
                     ls=("-", "--", ":", "-.")[a % 4],
+                    marker=dots,
                     label=f"{arm}: {name}",
                 )
         left.set_yscale("log")
