@@ -168,8 +168,8 @@ def test_ablate_over_terms_language_models_and_judges(tmp_path, monkeypatch, cap
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**TINY, "xe_steps": 12, "margin": -1.0}))
     out = tmp_path / "out"
     code, text, err = call(
-        monkeypatch, capsys, "ablate", "--config", tmp_path / "c.yaml", "--grid", "coverage", "--lm",
-        "none", "--judge", "plain", "--out", out,
+        monkeypatch, capsys, "ablate", "--config", tmp_path / "c.yaml", "--grid", "coverage",
+        "--lm", "none", "--judge", "plain", "--out", out,
     )  # fmt: skip
     assert (code, err) == (0, "")
     rows = {row["what"]: row for row in json.loads((out / "ablation.json").read_text())}

@@ -181,7 +181,7 @@ def read_glove(path: str | Path, words: Sequence[str]) -> Float[np.ndarray, "wor
     """
     wanted, found, dim = {*words, "unknown"}, {}, 0
     try:
-        with open(path, encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 parts = line.rstrip().split(" ")
                 if number == 1 and len(parts) == 2:  # word2vec's first line counts

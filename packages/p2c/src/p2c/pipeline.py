@@ -22,10 +22,10 @@ from .detector import RegionDetector
 from .distributed import average_gradients, everywhere, part, world
 from .errors import NotFiniteError, require
 from .files import load_tensors, save_tensors
+from .formats import read_glove
 from .hf_named import HFJudge, HFStudent, load_captioner, load_judge, load_paraphraser
 from .metrics import CiderD
 from .negatives import WordSwaps
-from .formats import read_glove
 from .paraphrase import (
     MaskedLMParaphraser,
     NullParaphraser,
@@ -119,7 +119,7 @@ class Pipeline:
         self.corpus = self.vocabulary.encode_all(make_corpus(c.corpus, c.seed), length + 2)
 
     def _seen(self, scenes: Scenes) -> Tensor:
-        """What the captioner sees: features of the regions, or whole pictures."""
+        """Return what the captioner sees: features of the regions, or whole pictures."""
         return self.featurizer(scenes) if self.config.captioner == "native" else scenes.images
 
     def _tags(self, tags: list[list[str]]) -> Tensor:

@@ -262,7 +262,8 @@ class SelfParaphrase:
     cider : CiderD
         With the references of the captioned images, over word numbers.
     weights : mapping
-        Of "association", "clipscore", "coverage", "repetition", "cider"; a term of weight 0 is not computed.
+        Of "association", "clipscore", "coverage", "repetition", "cider"; a term of
+        weight 0 is not computed.
     scst : SCSTLoss
         Gradient estimator.
     samples, explore : int
