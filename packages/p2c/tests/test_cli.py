@@ -37,7 +37,10 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
     assert code == 0
     assert "F1 macro: 1.000" in out
     assert "these captions list tags" in err
-    assert "these captions list tags" in (tmp_path / "x.html").read_text()
+    page = (tmp_path / "x.html").read_text()
+    assert "these captions list tags" in page
+    assert "x_f1.png" in page
+    assert (tmp_path / "x_f1.png").stat().st_size > 3000
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ def evaluate(
     html
         Also write a page.
     """
+    from .figures import intervals, save_png
     from .formats import read_names, read_predictions, read_references
     from .metrics import domain_table, novel_f1, tag_listing
     from .report import Section, write_report
@@ -192,6 +193,11 @@ def evaluate(
             print(f"F1 {f1_row[0]}: {f1_row[1]}")
         heads = ("object", "F1 (95 %)", "named and there", "named, not there", "there, not named")
         sections.append(Section("Novel objects", columns=heads, rows=f1_rows))
+        if html is not None:
+            estimates = {str(row[0]): row[1] for row in f1_rows[-1:] + f1_rows[:-1]}
+            picture = html.with_name(f"{html.stem}_f1.png")
+            save_png(intervals({"F1 of novel objects (95 %)": estimates}), picture)
+            sections[-1].figures = [picture.name]
         share, listed = tag_listing(found, objects)
         if listed:
             flags.append(
@@ -386,7 +392,10 @@ def explain(scene: int, /, *, run: Path, html: Path | None = None) -> None:
         scenes = make_scenes(scene + 1, config.seed * 10 + 2, (0.3, 0.4, 0.3), **config.noise)
         picture = _write_large(scenes.images[scene].numpy(), html.parent / "scene.png")
         section = Section(f"Scene {scene}", columns=("", ""), rows=rows, figures=[picture])
-        write_report(html, "A paraphrase and its judgement", run.name, [section])
+        lead = (
+            f"What stage 1 proposed for a scene without captions, and the gate's word ({run.name})."
+        )
+        write_report(html, "A paraphrase and its judgement", lead, [section])
 
 
 @app.command
@@ -464,7 +473,7 @@ def ablate(
     from .ablation import run_ablation
 
     settings = _settings(preset, config, seed)
-    rows = run_ablation(out, settings, *(_names(x) for x in (grid, lm, judge)), say=_say)
+    rows = run_ablation(out, settings, _names(grid), _names(lm), _names(judge), _say)
     for row in rows:
         print(*row.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,16 @@ STAGE1_SETTINGS = STAGE2_SETTINGS | frozenset(
     ("stage1_steps", "stage1_lr", "stage1_batch", "margin", "precision", "proposals", "choose",
      "policy", "average", "xe_weight", "xe_verbs", "anchor", "ground", "language_model")
 )  # fmt: skip
+
+
+def relevant_settings(config: Mapping[str, Any], begun: Collection[str]) -> dict[str, Any]:
+    """Return the settings that stages which have begun depend on."""
+    free = {"checkpoint_every"}
+    if "stage 2" not in begun:
+        free |= STAGE2_SETTINGS
+        if "stage 1" not in begun:
+            free |= STAGE1_SETTINGS
+    return {k: v for k, v in config.items() if k not in free}
 
 
 @dataclass(frozen=True)

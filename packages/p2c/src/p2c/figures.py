@@ -57,8 +57,11 @@ def f1_bars(arms: dict[str, Arm]) -> Figure:
 def intervals(panels: dict[str, dict[str, Interval]]) -> Figure:
     """Draw estimates with their intervals, a panel for each figure and a line for each variant."""
     names = list(next(iter(panels.values())))
-    figure = Figure(figsize=(10, 1.0 + 0.34 * len(names)), layout="constrained")
-    for axis, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels.items()):
+    figure = Figure(
+        figsize=(2.5 + 2.5 * len(panels), 1.0 + 0.34 * len(names)), layout="constrained"
+    )
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, values) in zip(axes, panels.items()):
         for place, estimate in enumerate(values.values()):
             low, high = estimate.value - estimate.low, estimate.high - estimate.value
             error = [[max(0.0, low)], [max(0.0, high)]]

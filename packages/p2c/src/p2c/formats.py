@@ -179,7 +179,8 @@ def read_glove(path: str | Path, words: Sequence[str]) -> Float[np.ndarray, "wor
         The file cannot be read, a line has another length, a number is not finite, or no word is
         in the file.
     """
-    wanted, found, dim = {*words, "unknown"}, {}, 0
+    wanted, dim = {*words, "unknown"}, 0
+    found: dict[str, np.ndarray] = {}
     try:
         with Path(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -193,15 +194,17 @@ def read_glove(path: str | Path, words: Sequence[str]) -> Float[np.ndarray, "wor
                 )
                 word = " ".join(parts[:-dim])
                 if word in wanted:
-                    found[word] = np.array(parts[-dim:], np.float64)
-                    require(bool(np.isfinite(found[word]).all()), where, word, "finite numbers")
+                    vector = np.array(parts[-dim:], np.float64)
+                    require(bool(np.isfinite(vector).all()), where, word, "finite numbers")
+                    found[word] = vector
     except InputError:
         raise
     except (OSError, ValueError) as error:
         text = " ".join(str(error).split())[:120]
         raise InputError(f"vectors = {str(path)!r}: allowed is a text of vectors; {text}") from None
     require(bool(found.keys() & set(words)), "vectors", str(path), "vectors of the captions' words")
-    other = found.get("unknown", np.mean([found[w] for w in sorted(found)], axis=0))
+    mean: np.ndarray = np.mean([found[w] for w in sorted(found)], axis=0)
+    other = found.get("unknown", mean)
     return np.stack([found.get(word, other) for word in words])
 
 

@@ -15,7 +15,7 @@ from .captioner import Captions
 from .errors import InputError, require
 from .hf import HFCaptioner, HFMemory, decode_words
 from .hf_paraphrase import HFMaskedLM, T5SpanParaphraser
-from .paraphrase import MaskedLMParaphraser, Paraphraser, Policy, Tagger
+from .paraphrase import MaskedLMParaphraser, NullParaphraser, Paraphraser, Policy, Tagger
 from .vocabulary import CLS, MASK, PAD, SEP, UNK, Vocabulary
 
 CAPTIONERS = {
@@ -145,8 +145,8 @@ class HFStudent(nn.Module):
         flat = self.tokens[ids.flatten(0, 1)]
         start = torch.full_like(flat[:, :1], self.captioner.start)
         prefix = torch.cat([start, flat[:, :-1]], 1)
-        logits = self.captioner.next_logits(memory, prefix, ids.shape[1])
-        return self._words(logits).unflatten(0, ids.shape[:2])
+        logits = self._words(self.captioner.next_logits(memory, prefix, ids.shape[1]))
+        return logits.view(*ids.shape, -1)
 
     def log_prob(
         self, memory: HFMemory, ids: Int[Tensor, "batch samples length"]
@@ -209,8 +209,10 @@ def _word_tokens(decoder: Any, tokenizer: Any, words: list[str]) -> list[int]:
     return tokens
 
 
-def _load(setting: str, name: str, *, images: bool = False) -> tuple[Any, Any, Any, Pixels | None]:
-    """Return transformers, the configuration, the tokenizer and the preparation of images."""
+def _load(
+    setting: str, name: str, *, images: bool = False
+) -> tuple[Callable[[str], Any], Any, Any, Pixels | None]:
+    """Return a reader of the weights by class, configuration, tokenizer, preparation of images."""
     try:
         import transformers
         from transformers.image_processing_base import ImageProcessingMixin
@@ -233,22 +235,22 @@ def _load(setting: str, name: str, *, images: bool = False) -> tuple[Any, Any, A
     if images:
         made, _ = read(ImageProcessingMixin.get_image_processor_dict)
         vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None)
-        size = getattr(vision, "image_size", None)
-        require(isinstance(size, int), setting, name, "a model of pictures")
-        pixels = Pixels(size, made["image_mean"], made["image_std"])
-
-    class Reader:
-        """Reads the weights with the same one-line errors."""
-
-        def __getattr__(self, kind: str) -> Callable[[], Any]:
-            return lambda: read(getattr(transformers, kind).from_pretrained).eval()
-
-    return Reader(), config, tokenizer, pixels
+        size = getattr(vision, "image_size", 0)
+        mean, std = made.get("image_mean"), made.get("image_std")
+        good = isinstance(size, int) and size > 0 and isinstance(mean, list)
+        require(good and isinstance(std, list), setting, name, "a model of pictures")
+        pixels = Pixels(size, mean, std)
+    return (
+        lambda kind: read(getattr(transformers, kind).from_pretrained).eval(),
+        config,
+        tokenizer,
+        pixels,
+    )
 
 
 def load_captioner(name: str, vocabulary: Vocabulary, max_length: int) -> HFStudent:
     """Load the captioner ``hf:NAME``: BLIP, GIT or a VisionEncoderDecoder model."""
-    models, config, tokenizer, pixels = _load("captioner", name, images=True)
+    weights, config, tokenizer, pixels = _load("captioner", name, images=True)
     kind = config.model_type
     require(kind in CAPTIONERS, "captioner", f"{name} ({kind})", ", ".join(CAPTIONERS))
     text = {"blip": "text_config", "vision-encoder-decoder": "decoder"}.get(kind)
@@ -258,17 +260,19 @@ def load_captioner(name: str, vocabulary: Vocabulary, max_length: int) -> HFStud
     pad = words.pad_token_id if words.pad_token_id is not None else tokenizer.pad_token_id
     for token, value in (("start", start), ("end", end), ("padding", pad)):
         require(isinstance(value, int), "captioner", name, f"a model with a {token} token")
-    captioner = HFCaptioner(getattr(models, CAPTIONERS[kind])(), start, end, pad)
+    captioner = HFCaptioner(weights(CAPTIONERS[kind]), start, end, pad)
     assert pixels is not None
     return HFStudent(captioner, tokenizer, vocabulary, max_length, pixels)
 
 
-def load_judge(name: str, vocabulary: Vocabulary) -> HFJudge:
-    """Load the judge ``hf:NAME``, a CLIP model."""
-    models, config, tokenizer, pixels = _load("judge", name, images=True)
+def load_judge(name: str, vocabulary: Vocabulary) -> HFJudge | None:
+    """Load the judge ``hf:NAME``, a CLIP model; None for one that is trained here."""
+    if not name.startswith("hf:"):
+        return None
+    weights, config, tokenizer, pixels = _load("judge", name, images=True)
     require(config.model_type == "clip", "judge", f"{name} ({config.model_type})", "a CLIP model")
     assert pixels is not None
-    return HFJudge(models.CLIPModel(), tokenizer, vocabulary, pixels)
+    return HFJudge(weights("CLIPModel"), tokenizer, vocabulary, pixels)
 
 
 def load_paraphraser(
@@ -277,16 +281,20 @@ def load_paraphraser(
     tagger: Tagger,
     policy: Policy,
     choose: Literal["argmax", "sample", "top"],
-) -> Paraphraser:
-    """Load the language model ``hf:NAME``: T5, or a masked language model."""
-    models, config, tokenizer, _ = _load("language_model", name)
+) -> Paraphraser | None:
+    """Load the language model ``hf:NAME``, T5 or a masked one; None for one trained here."""
+    if name == "none":
+        return NullParaphraser()
+    if name == "native":
+        return None
+    weights, config, tokenizer, _ = _load("language_model", name)
     if config.model_type in ("t5", "mt5"):
-        model = models.AutoModelForSeq2SeqLM()
+        model = weights("AutoModelForSeq2SeqLM")
         return T5SpanParaphraser(
             model, tokenizer, vocabulary, tagger, policy, sample=choose == "sample"
         )
     require(
         tokenizer.mask_token is not None, "language_model", name, "T5 or a model with [MASK] tokens"
     )
-    scores = HFMaskedLM(models.AutoModelForMaskedLM(), tokenizer, vocabulary)
+    scores = HFMaskedLM(weights("AutoModelForMaskedLM"), tokenizer, vocabulary)
     return MaskedLMParaphraser(scores, vocabulary, tagger, policy, choose=choose)

@@ -60,7 +60,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:120]
         raise InputError(
-            f"checkpoint = {str(path)!r}: allowed is captioner.pt of p2c pipeline; {text}"
+            f"checkpoint = {str(path)!r}: allowed is captioner.pt of native models; {text}"
         ) from None
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .association import SmallAssociation
 from .calibration import calibrate_margin, sweep_margins
-from .captioner import TagTransformerCaptioner
-from .config import STAGE1_SETTINGS, STAGE2_SETTINGS, PipelineConfig
+from .captioner import Student, TagTransformerCaptioner
+from .config import PipelineConfig, relevant_settings
 from .detector import RegionDetector
 from .distributed import average_gradients, everywhere, part, world
 from .errors import NotFiniteError, require
@@ -26,13 +26,7 @@ from .formats import read_glove
 from .hf_named import HFJudge, HFStudent, load_captioner, load_judge, load_paraphraser
 from .metrics import CiderD
 from .negatives import WordSwaps
-from .paraphrase import (
-    MaskedLMParaphraser,
-    NullParaphraser,
-    Paraphraser,
-    SmallMaskedLM,
-    lexicon_tagger,
-)
+from .paraphrase import MaskedLMParaphraser, Paraphraser, SmallMaskedLM, lexicon_tagger
 from .result import Accepted, PipelineResult
 from .rewards import WordCosines
 from .rl import SCSTLoss
@@ -87,6 +81,8 @@ class Pipeline:
         self.checkpoint: Path | None = None
         self.until = ""
         self.detector: RegionDetector | None = None
+        self.judge: SmallAssociation | HFJudge
+        self.evaluator: SmallAssociation
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Pipeline:
@@ -213,16 +209,6 @@ class Pipeline:
             config = self.config.with_(checkpoint_every=0).as_dict()
             save_tensors(self.checkpoint, {**self.state, "config": config})
 
-    def _relevant(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings that the stages of the checkpoint depend on."""
-        begun = {*self.state.get("done", {}), self.state.get("stage", "")}
-        free = {"checkpoint_every"}
-        if "stage 2" not in begun:
-            free |= STAGE2_SETTINGS
-            if "stage 1" not in begun:
-                free |= STAGE1_SETTINGS
-        return {k: v for k, v in config.items() if k not in free}
-
     def _pick(self, count: int, size: int, g: torch.Generator) -> Tensor:
         return torch.randperm(count, generator=g)[:size]
 
@@ -272,8 +258,9 @@ class Pipeline:
             assert self.checkpoint is not None
             self.state = load_tensors(self.checkpoint)
             before = PipelineConfig().as_dict() | dict(self.state.pop("config", {}))
+            begun = {*self.state.get("done", {}), self.state.get("stage", "")}
             require(
-                self._relevant(before) == self._relevant(c.as_dict()),
+                relevant_settings(before, begun) == relevant_settings(c.as_dict(), begun),
                 "checkpoint",
                 str(self.checkpoint),
                 "one of the same configuration, as far as it was trained",
@@ -323,14 +310,10 @@ class Pipeline:
         """Load what the configuration names, before anything is trained."""
         c = self.config
         tagger = lexicon_tagger({*RICH_VERBS, GENERIC}, self.nouns)
-        self.paraphrases: Paraphraser | None = None
-        if c.language_model == "none":
-            self.paraphrases = NullParaphraser()
-        elif c.language_model != "native":
-            self.paraphrases = load_paraphraser(
-                c.language_model, self.vocabulary, tagger, c.policy, c.choose
-            )
-        self.hf_judge = load_judge(c.judge, self.vocabulary) if c.judge[:3] == "hf:" else None
+        self.paraphrases = load_paraphraser(
+            c.language_model, self.vocabulary, tagger, c.policy, c.choose
+        )
+        self.hf_judge = load_judge(c.judge, self.vocabulary)
         if c.captioner != "native":
             self._captioner()
         self.glove = read_glove(c.vectors, self.vocabulary.words) if c.vectors else None
@@ -372,14 +355,15 @@ class Pipeline:
                 continue
             self._init(name)
             net = SmallAssociation(words, c.max_length + 2, c.dim, width, layers)
-            setattr(self, name, net)
+            if name == "judge":
+                self.judge = net
+            else:
+                self.evaluator = net
             loss = None
             if name not in self.state.get("done", {}):
                 hard = c.negatives and not (name == "judge" and c.judge == "plain")
                 loss = self._contrast(net, c.seed * 10 + offset, style, hard)
             self._train(name, net, c.judge_steps, 1.5e-3, loss, say)
-        self.judge: SmallAssociation | HFJudge
-        self.evaluator: SmallAssociation
         with torch.no_grad():
             self.vectors = {
                 "paired": self.judge.encode_image(self.paired.images),
@@ -590,7 +574,7 @@ class Pipeline:
 
         self._train("stage 2", net, c.stage2_steps, c.stage2_lr, loss, say, cosine=False)
 
-    def _greedy(self, net: Net, name: str, tags: bool) -> Tensor:
+    def _greedy(self, net: Student, name: str, tags: bool) -> Tensor:
         known, regions = self.data[name]
         memory = net.encode(known if tags else torch.zeros_like(known), regions)
         return net.generate(memory, greedy=True).ids[:, 0]
