@@ -1,6 +1,7 @@
 """Command line."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -219,6 +220,21 @@ def test_demo_writes_everything_its_result_names(tmp_path, monkeypatch, capsys):
     assert {c["met"] for c in result["claims"]} <= {True, False}
     assert all((tmp_path / "out" / f["path"]).exists() for f in result["figures"])
     assert out.count("stage 1 gains over VIVO + XE") == 2
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
+    """Standard output is a pipe whose other end is closed."""
+    (tmp_path / "p.json").write_text(json.dumps([{"image_id": 1, "caption": "a bus"}]))
+    (tmp_path / "r.json").write_text(json.dumps({"1": ["a zebra near a bus"]}))
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-u", "-m", "p2c.cli", "evaluate", str(tmp_path / "p.json")]
+    done = subprocess.run(
+        [*command, "--refs", str(tmp_path / "r.json")], stdout=write, stderr=subprocess.PIPE,
+        check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_version_and_help():

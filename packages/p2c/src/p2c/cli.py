@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +36,8 @@ app = cyclopts.App(
     - `p2c ablate --grid association,repetition --lm none --judge plain --out ablation/`
     - `p2c data make --count 100 --out scenes/`
 
-    Exit codes: 0 success, 2 bad input, 3 the computation says no, 130 Ctrl-C.
+    Exit codes: 0 success, 2 bad input, 3 the computation says no, 130 Ctrl-C, 141 a
+    reader that went away.
     """,
 )
 app.command(data_app)
@@ -507,6 +509,9 @@ def main() -> None:
     except cyclopts.CycloptsError as error:
         print(f"p2c: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader went away, as in `p2c ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
 
