@@ -1,6 +1,7 @@
 """Command line."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import yaml
 from p2c import Pipeline, PipelineConfig
 from p2c.cli import main
 from p2c.files import load_tensors
+from p2c.summary import summarize
 
 from .test_pipeline import TINY
 
@@ -36,7 +38,10 @@ def test_evaluate(tmp_path, monkeypatch, capsys):
     assert code == 0
     assert "F1 macro: 1.000" in out
     assert "these captions list tags" in err
-    assert "these captions list tags" in (tmp_path / "x.html").read_text()
+    page = (tmp_path / "x.html").read_text()
+    assert "these captions list tags" in page
+    assert "x_f1.png" in page
+    assert (tmp_path / "x_f1.png").stat().st_size > 3000
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,9 @@ def check_score(tmp_path, run, monkeypatch, capsys):
         assert (code, err) == (0, "")
         found[text] = json.loads(out)
     good, hacked = found.values()
-    assert set(good) == {"association", "cosine", "coverage", "repetition", "fluency", "cider"}
+    assert set(good) == {"association", "cosine", "clipscore", "coverage", "repetition", "fluency",
+                         "cider"}  # fmt: skip
+    assert good["clipscore"] == pytest.approx(2.5 * max(0.0, good["cosine"]))
     assert (hacked["repetition"], good["coverage"]) == (pytest.approx(0, abs=1e-6), 0.6)
     assert good["cider"] > hacked["cider"]
     assert good["fluency"] < 0
@@ -160,6 +167,29 @@ def test_train_stops_after_its_stage_and_the_pipeline_goes_on(tmp_path, monkeypa
     assert (code, "stage = 'stage3'" in err) == (2, True)
 
 
+def test_ablate_over_terms_language_models_and_judges(tmp_path, monkeypatch, capsys):
+    """Shared stages come from checkpoints; a row equals the run that is trained alone."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**TINY, "xe_steps": 12, "margin": -1.0}))
+    out = tmp_path / "out"
+    code, text, err = call(
+        monkeypatch, capsys, "ablate", "--config", tmp_path / "c.yaml", "--grid", "coverage",
+        "--lm", "none", "--judge", "plain", "--out", out,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    rows = {row["what"]: row for row in json.loads((out / "ablation.json").read_text())}
+    assert list(rows) == ["everything", "no coverage", "language model none", "judge plain"]
+    assert rows["language model none"]["right paraphrases"] == "0 of 0"
+    assert rows["everything"]["right paraphrases"] != "0 of 0"
+    assert "judge plain" in text
+    assert "ablation.png" in (out / "report.html").read_text()
+    base = PipelineConfig.from_yaml(tmp_path / "c.yaml").with_(ablations=False)
+    alone = summarize(Pipeline(base.with_(language_model="none")).run())["stage 2"]
+    assert rows["language model none"]["novel F1 (95 %)"] == str(alone.novel.macro)
+    assert rows["language model none"]["evaluator R@1 (95 %)"] == str(alone.evaluator)
+    code, _, err = call(monkeypatch, capsys, "ablate", "--out", out, "--lm", "gpt")
+    assert (code, "language_model = 'gpt'" in err) == (2, True)
+
+
 def test_split(tmp_path, monkeypatch, capsys):
     (tmp_path / "c.json").write_text(json.dumps({
         "images": [{"id": 1}, {"id": 2}],
@@ -190,6 +220,21 @@ def test_demo_writes_everything_its_result_names(tmp_path, monkeypatch, capsys):
     assert {c["met"] for c in result["claims"]} <= {True, False}
     assert all((tmp_path / "out" / f["path"]).exists() for f in result["figures"])
     assert out.count("stage 1 gains over VIVO + XE") == 2
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
+    """Standard output is a pipe whose other end is closed."""
+    (tmp_path / "p.json").write_text(json.dumps([{"image_id": 1, "caption": "a bus"}]))
+    (tmp_path / "r.json").write_text(json.dumps({"1": ["a zebra near a bus"]}))
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-u", "-m", "p2c.cli", "evaluate", str(tmp_path / "p.json")]
+    done = subprocess.run(
+        [*command, "--refs", str(tmp_path / "r.json")], stdout=write, stderr=subprocess.PIPE,
+        check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_version_and_help():

@@ -15,13 +15,14 @@ from .decode import beam_search, constrained_beam
 from .detector import RegionDetector
 from .errors import InputError, NotFiniteError
 from .hf import HFCaptioner
+from .hf_named import HFJudge, HFStudent
 from .hf_paraphrase import HFMaskedLM, T5SpanParaphraser
 from .negatives import WordSwaps
 from .new_objects import add_objects
-from .paraphrase import MaskedLMParaphraser, SmallMaskedLM
+from .paraphrase import MaskedLMParaphraser, NullParaphraser, SmallMaskedLM
 from .pipeline import Pipeline
 from .result import PipelineResult
-from .rewards import RewardSum, WordCosines
+from .rewards import RewardSum, WordCosines, clip_score
 from .rl import SCSTLoss
 from .stages import Distillation, SelfParaphrase
 from .vocabulary import Vocabulary
@@ -33,10 +34,13 @@ __all__ = [
     "Distillation",
     "HFAssociation",
     "HFCaptioner",
+    "HFJudge",
     "HFMaskedLM",
+    "HFStudent",
     "InputError",
     "MaskedLMParaphraser",
     "NotFiniteError",
+    "NullParaphraser",
     "OpenClipAssociation",
     "Pipeline",
     "PipelineConfig",
@@ -55,6 +59,7 @@ __all__ = [
     "add_objects",
     "association_probability",
     "beam_search",
+    "clip_score",
     "constrained_beam",
     "metrics",
     "swap_gate",

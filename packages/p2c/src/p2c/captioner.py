@@ -69,6 +69,31 @@ class Captioner(Protocol):
         """Return the log-probability of each token of given captions."""
 
 
+class Student(Protocol):
+    """What stages 1 and 2 train: a captioner over numbers of one vocabulary."""
+
+    def encode(self, tags: Tensor, regions: Tensor, /) -> Any:
+        """Return the memory of a batch of images."""
+
+    def masked_logits(self, memory: Any, ids: Int[Tensor, "batch samples length"]) -> Tensor:
+        """Return logits (batch, samples, length, words) at each place, given the words before."""
+
+    def log_prob(self, memory: Any, ids: Int[Tensor, "batch samples length"]) -> Tensor:
+        """Return each token's log-probability, the end token included; 0 at padding."""
+
+    def generate(
+        self,
+        memory: Any,
+        samples: int = 1,
+        max_length: int | None = None,
+        *,
+        greedy: bool = False,
+        generator: torch.Generator | None = None,
+        forced: Int[Tensor, "batch samples prefix"] | None = None,
+    ) -> Captions:
+        """Return captions, several per image."""
+
+
 class _Layer(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()

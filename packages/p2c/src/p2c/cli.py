@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
 
 from .cli_data import data_app
 from .errors import InputError, NotFiniteError, require
+
+if TYPE_CHECKING:
+    from .config import PipelineConfig
 
 app = cyclopts.App(
     name="p2c",
@@ -29,10 +33,11 @@ app = cyclopts.App(
     - `p2c score picture.png "a zebra sits on a bus" --checkpoint run/captioner.pt --tags zebra,bus`
     - `p2c explain 17 --run run/`
     - `p2c train stage1 --preset tiny --out run/`
-    - `p2c ablate --grid association,coverage,repetition --out ablation/`
+    - `p2c ablate --grid association,repetition --lm none --judge plain --out ablation/`
     - `p2c data make --count 100 --out scenes/`
 
-    Exit codes: 0 success, 2 bad input, 3 the computation says no, 130 Ctrl-C.
+    Exit codes: 0 success, 2 bad input, 3 the computation says no, 130 Ctrl-C, 141 a
+    reader that went away.
     """,
 )
 app.command(data_app)
@@ -91,19 +96,14 @@ def pipeline(
     resume
         Go on from the checkpoint in `out`; the result is the same, bit for bit.
     """
-    from .config import PipelineConfig
+    from .association import SmallAssociation
     from .files import save_tensors, write_json
     from .formats import write_predictions
     from .pipeline import Pipeline
     from .report import write_run_report
     from .summary import summarize
 
-    require(preset is None or config is None, "preset", preset, "either --preset or --config")
-    settings = (
-        PipelineConfig.from_yaml(config) if config else PipelineConfig.preset(preset or "tiny")
-    )
-    if seed is not None:
-        settings = settings.with_(seed=seed)
+    settings = _settings(preset, config, seed)
     run = Pipeline(settings)
     result = run.run(out, resume=resume, say=_say)
     for arm, captions in result.captions.items():
@@ -112,9 +112,10 @@ def pipeline(
     arms = summarize(result)
     assert result.captioner is not None
     featurizer = {k: getattr(run.featurizer, k) for k in ("mean", "basis", "spread")}
+    judge = run.judge.state_dict() if isinstance(run.judge, SmallAssociation) else {}
     state = {
         "captioner": result.captioner.state_dict(),
-        "judge": run.judge.state_dict(),
+        "judge": judge,
         "lm": run.lm.state_dict(),
         "featurizer": featurizer,
         "config": settings.as_dict(),
@@ -163,6 +164,7 @@ def evaluate(
     html
         Also write a page.
     """
+    from .figures import intervals, save_png
     from .formats import read_names, read_predictions, read_references
     from .metrics import domain_table, novel_f1, tag_listing
     from .report import Section, write_report
@@ -193,6 +195,11 @@ def evaluate(
             print(f"F1 {f1_row[0]}: {f1_row[1]}")
         heads = ("object", "F1 (95 %)", "named and there", "named, not there", "there, not named")
         sections.append(Section("Novel objects", columns=heads, rows=f1_rows))
+        if html is not None:
+            estimates = {str(row[0]): row[1] for row in f1_rows[-1:] + f1_rows[:-1]}
+            picture = html.with_name(f"{html.stem}_f1.png")
+            save_png(intervals({"F1 of novel objects (95 %)": estimates}), picture)
+            sections[-1].figures = [picture.name]
         share, listed = tag_listing(found, objects)
         if listed:
             flags.append(
@@ -328,6 +335,7 @@ def score(
         says = {
             "association": "probability of retrieval among 48 scenes and captions, at most 0.8",
             "cosine": "of the judge's vectors",
+            "clipscore": "2.5 times the cosine, not below 0",
             "coverage": "tags matched to words, at most 0.6",
             "repetition": "1 for words that do not resemble one another, at most 0.5",
             "fluency": "mean log-probability of each word by the language model",
@@ -386,7 +394,10 @@ def explain(scene: int, /, *, run: Path, html: Path | None = None) -> None:
         scenes = make_scenes(scene + 1, config.seed * 10 + 2, (0.3, 0.4, 0.3), **config.noise)
         picture = _write_large(scenes.images[scene].numpy(), html.parent / "scene.png")
         section = Section(f"Scene {scene}", columns=("", ""), rows=rows, figures=[picture])
-        write_report(html, "A paraphrase and its judgement", run.name, [section])
+        lead = (
+            f"What stage 1 proposed for a scene without captions, and the gate's word ({run.name})."
+        )
+        write_report(html, "A paraphrase and its judgement", lead, [section])
 
 
 @app.command
@@ -418,14 +429,10 @@ def train(
     resume
         Go on from the checkpoint in `out`.
     """
-    from .config import PipelineConfig
     from .distributed import processes
     from .pipeline import Pipeline
 
-    require(preset is None or config is None, "preset", preset, "either --preset or --config")
-    settings = (
-        PipelineConfig.from_yaml(config) if config else PipelineConfig.preset(preset or "tiny")
-    )
+    settings = _settings(preset, config)
     with processes() as first:
         Pipeline(settings).train(stage, out, resume=resume, say=_say)
         if first:
@@ -434,47 +441,59 @@ def train(
 
 @app.command
 def ablate(
-    *, out: Path, grid: str = "association,coverage,repetition", preset: str = "tiny", seed: int = 0
+    *,
+    out: Path,
+    grid: str = "association,coverage,repetition",
+    lm: str = "",
+    judge: str = "",
+    preset: str | None = None,
+    config: Path | None = None,
+    seed: int | None = None,
 ) -> None:
-    """Train with each reward term left out in turn; write ablation.json and report.html.
+    """Train without each reward term, with other language models and judges; write a page.
 
-    Example: `p2c ablate --grid association,repetition --out ablation/`
+    Writes ablation.json and report.html. Example:
+    `p2c ablate --grid association,repetition --lm none --judge plain --out ablation/`
 
     Parameters
     ----------
     out
         Folder for the results.
     grid
-        Terms of association, coverage, repetition, cider.
+        Terms to leave out, of association, clipscore, coverage, repetition, cider.
+    lm
+        Language models to take instead: none, hf:NAME.
+    judge
+        Judges to take instead: plain (trained without swapped words), hf:NAME.
     preset
-        Preset that is varied.
+        Preset that is varied, tiny by default.
+    config
+        YAML file with settings, instead of a preset.
     seed
-        Of everything.
+        Instead of the configuration's.
     """
-    from .config import PipelineConfig
-    from .files import write_json
-    from .pipeline import Pipeline
-    from .report import Section, write_report
-    from .summary import summarize
+    from .ablation import run_ablation
 
-    base = PipelineConfig.preset(preset, seed=seed, ablations=False)
-    terms = [t for t in grid.split(",") if t]
-    allowed = ("association", "coverage", "repetition", "cider")
-    for term in terms:
-        require(term in allowed, "grid", term, "terms of " + ", ".join(allowed))
-    rows = []
-    for name, settings in [("all", base), *((f"no {t}", base.with_(**{t: 0.0})) for t in terms)]:
-        arm = summarize(Pipeline(settings).run(say=_say))["stage 2"]
-        rows.append((name, str(arm.novel.macro), round(arm.cider["in"], 3), round(arm.repeated, 3)))
-        print(*rows[-1])
-    heads = ("reward", "novel F1 (95 %)", "CIDEr in", "objects named twice")
-    write_json(out / "ablation.json", [dict(zip(heads, r)) for r in rows])
-    write_report(
-        out / "report.html",
-        "Rewards left out",
-        "Stage 2 without a term.",
-        [Section("Terms", columns=heads, rows=rows)],
+    settings = _settings(preset, config, seed)
+    rows = run_ablation(out, settings, _names(grid), _names(lm), _names(judge), _say)
+    for row in rows:
+        print(*row.values())
+
+
+def _names(text: str) -> list[str]:
+    """Return the parts of an option, separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _settings(preset: str | None, config: Path | None, seed: int | None = None) -> PipelineConfig:
+    """Return the settings that the options of a command name."""
+    from .config import PipelineConfig
+
+    require(preset is None or config is None, "preset", preset, "either --preset or --config")
+    settings = (
+        PipelineConfig.from_yaml(config) if config else PipelineConfig.preset(preset or "tiny")
     )
+    return settings if seed is None else settings.with_(seed=seed)
 
 
 def main() -> None:
@@ -490,6 +509,9 @@ def main() -> None:
     except cyclopts.CycloptsError as error:
         print(f"p2c: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader went away, as in `p2c ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
 

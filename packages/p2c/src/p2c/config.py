@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,22 @@ from .errors import InputError, require
 # settings that nothing before stage 2, and nothing before stage 1, depends on
 STAGE2_SETTINGS = frozenset(
     ("stage2_steps", "stage2_lr", "rl_batch", "samples", "baseline", "normalize", "association",
-     "coverage", "repetition", "cider", "kl", "explore", "distil")
+     "clipscore", "coverage", "repetition", "cider", "kl", "explore", "distil", "vectors")
 )  # fmt: skip
 STAGE1_SETTINGS = STAGE2_SETTINGS | frozenset(
     ("stage1_steps", "stage1_lr", "stage1_batch", "margin", "precision", "proposals", "choose",
-     "policy", "average", "xe_weight", "xe_verbs", "anchor", "ground")
+     "policy", "average", "xe_weight", "xe_verbs", "anchor", "ground", "language_model")
 )  # fmt: skip
+
+
+def relevant_settings(config: Mapping[str, Any], begun: Collection[str]) -> dict[str, Any]:
+    """Return the settings that stages which have begun depend on."""
+    free = {"checkpoint_every"}
+    if "stage 2" not in begun:
+        free |= STAGE2_SETTINGS
+        if "stage 1" not in begun:
+            free |= STAGE1_SETTINGS
+    return {k: v for k, v in config.items() if k not in free}
 
 
 @dataclass(frozen=True)
@@ -72,12 +83,22 @@ class PipelineConfig:
         Captions per image in stage 2.
     baseline, normalize
         Of the policy gradient.
-    association, coverage, repetition, cider, kl : float
+    association, clipscore, coverage, repetition, cider, kl : float
         Weights of the reward terms and of the KL penalty to the stage 1 captioner.
+    vectors : str
+        Text file of GloVe vectors for coverage and repetition; those of the language model if "".
     explore : int
         How many of the samples are the greedy caption with an uncovered tag put in.
     keep_vivo : float
         Weight of the tag loss that goes on beside XE, so that XE does not undo it.
+    captioner : "native" or "hf:NAME"
+        The tag transformer, or a BLIP, GIT or VisionEncoderDecoder model: a folder, or a name that
+        transformers downloads. Such a model reads whole pictures and no tags: VIVO and the arms
+        without it are left out, and all its weights are trained.
+    language_model : "native", "none" or "hf:NAME"
+        Proposes paraphrases: the one trained here, nothing, or a masked language model or T5.
+    judge : "native", "plain" or "hf:NAME"
+        Association model: trained here, the same without swapped words, or a CLIP model.
     detector : "noisy", "trained" or "truth"
         Where tags come from: the true ones with losses and confusions, a `RegionDetector` trained
         on the unpaired scenes, or the true ones (an ablation: at test time they give it away).
@@ -131,11 +152,16 @@ class PipelineConfig:
     normalize: Literal["sum", "mean"] = "sum"
     association: float = 1.0
     coverage: float = 1.0
+    clipscore: float = 0.0
     repetition: float = 1.0
     cider: float = 0.02
     kl: float = 0.0
     explore: int = 2
     keep_vivo: float = 0.5
+    vectors: str = ""
+    captioner: str = "native"
+    language_model: str = "native"
+    judge: str = "native"
     detector: Literal["noisy", "trained", "truth"] = "noisy"
     recall: float = 0.9
     confusion: float = 0.05
@@ -190,6 +216,14 @@ class PipelineConfig:
             self.average in ("masked", "accepted"), "average", self.average, "masked or accepted"
         )
         require(self.normalize in ("sum", "mean"), "normalize", self.normalize, "sum or mean")
+        for name, known in (
+            ("captioner", ("native",)),
+            ("language_model", ("native", "none")),
+            ("judge", ("native", "plain")),
+        ):
+            value = getattr(self, name)
+            good = value in known or (value.startswith("hf:") and len(value) > 3)
+            require(good, name, value, " or ".join(known) + " or hf:NAME of a model")
 
     @property
     def noise(self) -> dict[str, Any]:
@@ -282,7 +316,8 @@ class PipelineConfig:
             text = " ".join(str(error).split())[:120]
             raise InputError(f"config = {str(path)!r}: allowed is YAML; {text}") from None
         values = {} if values is None else values
-        require(isinstance(values, dict), "config", str(path), "a mapping of settings")
+        good = isinstance(values, dict) and all(isinstance(key, str) for key in values)
+        require(good, "config", str(path), "a mapping of settings, by name")
         return cls.preset(str(values.pop("preset", "tiny")), **values)
 
     def with_(self, **changes: Any) -> PipelineConfig:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .files import write_atomic
+from .metrics import Interval
 from .result import PipelineResult
 from .summary import Arm
 
@@ -53,6 +54,27 @@ def f1_bars(arms: dict[str, Arm]) -> Figure:
     return figure
 
 
+def intervals(panels: dict[str, dict[str, Interval]]) -> Figure:
+    """Draw estimates with their intervals, a panel for each figure and a line for each variant."""
+    names = list(next(iter(panels.values())))
+    figure = Figure(
+        figsize=(2.5 + 2.5 * len(panels), 1.0 + 0.34 * len(names)), layout="constrained"
+    )
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, values) in zip(axes, panels.items()):
+        for place, estimate in enumerate(values.values()):
+            low, high = estimate.value - estimate.low, estimate.high - estimate.value
+            error = [[max(0.0, low)], [max(0.0, high)]]
+            colour = COLOURS[4] if place == 0 else COLOURS[3]
+            axis.errorbar(estimate.value, place, xerr=error, fmt="o", color=colour, capsize=3)
+        axis.axvline(values[names[0]].value, color="#cccccc", lw=1, zorder=0)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.set_xlim(0, 1)
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
 def gallery(result: PipelineResult, count: int = 8) -> Figure:
     """Draw test scenes with held-out objects and the captions of every arm below them."""
     assert result.test is not None
@@ -87,8 +109,11 @@ def reward_curves(result: PipelineResult) -> Figure:
     ):
         part = [r for r in rows if (pick == "cider") == ("cider" in r)]
         for k, name in enumerate(dict.fromkeys(n for r in part for n in r)):
-            values = [r[name] / (10 if name == "cider" else 1) for r in part]
-            label = "CIDEr-D / 10" if name == "cider" else name
+            unit, label = {
+                "cider": (10, "CIDEr-D / 10"),
+                "clipscore": (2.5, "CLIPScore / 2.5"),
+            }.get(name, (1, name))
+            values = [r[name] / unit for r in part]
             axis.plot(values, color=COLOURS[k + 1], label=label)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("stage 2 step")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 
 from .errors import InputError, require
@@ -121,7 +123,7 @@ def read_vinvl(path: str | Path) -> dict[str, np.ndarray]:
             row = json.loads(rest)
             raw = np.frombuffer(base64.b64decode(row["features"]), np.float32)
             features = raw.reshape(int(row["num_boxes"]), -1)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{where}: allowed is id, tab, JSON; {error}") from None
         require(key not in found, where, key, "an id that stands once")
         require(bool(np.isfinite(features).all()), where, "NaN or infinite", "finite features")
@@ -153,8 +155,6 @@ def read_features(path: str | Path) -> dict[str, np.ndarray]:
             arrays = load_file(str(path))
         else:
             raise InputError(f"{where}: allowed is a .npz or .safetensors file")
-    except ImportError:
-        raise InputError(f"{where}: needs safetensors; pip install p2c[hf]") from None
     except InputError:
         raise
     except Exception as error:  # a broken archive raises many types; all mean the same
@@ -165,6 +165,47 @@ def read_features(path: str | Path) -> dict[str, np.ndarray]:
         require(good, f"{where}: {key}", f"{array.dtype}{array.shape}", "floats (boxes, features)")
         require(bool(np.isfinite(array).all()), f"{where}: {key}", "NaN or infinite", "finite")
     return {key: array.astype(np.float32) for key, array in arrays.items()}
+
+
+def read_glove(path: str | Path, words: Sequence[str]) -> Float[np.ndarray, "words dim"]:
+    """Read word vectors from a text file of GloVe (or word2vec): a word and its numbers a line.
+
+    A word that is not in the file takes the vector of ``unknown``, as in the authors' code, or the
+    mean of those that are, where the file lacks that too.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, a line has another length, a number is not finite, or no word is
+        in the file.
+    """
+    wanted, dim = {*words, "unknown"}, 0
+    found: dict[str, np.ndarray] = {}
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                parts = line.rstrip().split(" ")
+                if number == 1 and len(parts) == 2:  # word2vec's first line counts
+                    continue
+                dim = dim or len(parts) - 1
+                where = f"vectors {path}: line {number}"
+                require(
+                    0 < dim < len(parts), where, len(parts), f"a word and {dim or 'its'} numbers"
+                )
+                word = " ".join(parts[:-dim])
+                if word in wanted:
+                    vector = np.array(parts[-dim:], np.float64)
+                    require(bool(np.isfinite(vector).all()), where, word, "finite numbers")
+                    found[word] = vector
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise InputError(f"vectors = {str(path)!r}: allowed is a text of vectors; {text}") from None
+    require(bool(found.keys() & set(words)), "vectors", str(path), "vectors of the captions' words")
+    mean: np.ndarray = np.mean([found[w] for w in sorted(found)], axis=0)
+    other = found.get("unknown", mean)
+    return np.stack([found.get(word, other) for word in words])
 
 
 def read_names(path: str | Path) -> dict[str, list[str]]:
@@ -182,8 +223,10 @@ def read_names(path: str | Path) -> dict[str, list[str]]:
 def read_image(path: str | Path, size: int) -> np.ndarray:
     """Read a picture as (3, size, size) in 0 to 1; whatever cannot be read is an `InputError`."""
     try:
-        with Image.open(path) as picture:
-            small = picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of broken EXIF tags, which no pixel depends on
+            with Image.open(path) as picture:
+                small = picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
     except (
         OSError,
         ValueError,

@@ -23,6 +23,50 @@ class HFMemory:
     states: Float[Tensor, "batch places dim"] | None
 
 
+def decode_words(
+    following: Callable[[Tensor], Tensor],
+    first: Int[Tensor, " rows"],
+    limit: int,
+    end: int,
+    pad: int,
+    *,
+    greedy: bool = False,
+    generator: torch.Generator | None = None,
+    forced: Int[Tensor, "rows prefix"] | None = None,
+) -> tuple[Int[Tensor, "rows length"], Float[Tensor, "rows length"]]:
+    """Return words and their log-probabilities, chosen one by one until every caption has ended.
+
+    Parameters
+    ----------
+    following : callable
+        From the last words (rows,) to the logits of the next (rows, words).
+    first : (rows,)
+        Start tokens.
+    limit : int
+        Most words, the end included.
+    end, pad : int
+        Numbers of those tokens.
+    greedy, generator
+        Take the likeliest word, or sample.
+    forced : (rows, prefix), optional
+        First words to begin with; ``pad`` leaves the choice free.
+    """
+    last, done = first, torch.zeros_like(first, dtype=torch.bool)
+    ids, logs = [], []
+    for step in range(limit):
+        p = following(last).softmax(-1)
+        choice = p.argmax(-1) if greedy else torch.multinomial(p, 1, generator=generator)[:, 0]
+        if forced is not None and step < forced.shape[1]:
+            choice = torch.where(forced[:, step] != pad, forced[:, step], choice)
+        choice = choice.masked_fill(done, pad)
+        logs.append(p.gather(1, choice[:, None])[:, 0].log().masked_fill(done, 0.0))
+        ids.append(choice)
+        last, done = choice, done | (choice == end)
+        if bool(done.all()):
+            break
+    return torch.stack(ids, 1), torch.stack(logs, 1)
+
+
 class HFCaptioner:
     """BLIP, GIT or a VisionEncoderDecoder model as a `Captioner`.
 
@@ -57,7 +101,9 @@ class HFCaptioner:
             states = self.model.enc_to_dec_proj(states)
         return HFMemory(pixels, states)
 
-    def _next(self, memory: HFMemory, prefix: Int[Tensor, "rows length"], copies: int) -> Tensor:
+    def next_logits(
+        self, memory: HFMemory, prefix: Int[Tensor, "rows length"], copies: int
+    ) -> Float[Tensor, "rows length words"]:
         """Return logits (rows, length, words) at every place of prefixes that begin with start."""
         if self.kind == "git":
             pixels = memory.pixels.repeat_interleave(copies, 0)
@@ -76,7 +122,7 @@ class HFCaptioner:
         """Return each token's log-probability, the end token included; 0 at padding."""
         flat = ids.flatten(0, 1)
         start = torch.full_like(flat[:, :1], self.start)
-        logits = self._next(memory, torch.cat([start, flat[:, :-1]], 1), ids.shape[1])
+        logits = self.next_logits(memory, torch.cat([start, flat[:, :-1]], 1), ids.shape[1])
         chosen = logits.log_softmax(-1).gather(-1, flat[..., None])[..., 0].view(ids.shape)
         ended = (ids == self.end).long().cumsum(-1) - (ids == self.end).long()
         return chosen.masked_fill(ended > 0, 0.0)
@@ -93,27 +139,15 @@ class HFCaptioner:
     ) -> Captions:
         """Return captions (batch, samples, length) over one encoding of the images."""
         batch = len(memory.pixels)
-        rows = batch * samples
-        last = torch.full((rows,), self.start, device=memory.pixels.device)
-        done = torch.zeros(rows, dtype=torch.bool, device=last.device)
-        ids, logs = [], []
-        following = self._steps(memory, samples, max_length)
-        for _ in range(max_length):
-            p = following(last).softmax(-1)
-            if greedy:
-                choice = p.argmax(-1)
-            else:
-                choice = torch.multinomial(p, 1, generator=generator)[:, 0]
-            choice = choice.masked_fill(done, self.pad)
-            logs.append(p.gather(1, choice[:, None])[:, 0].log().masked_fill(done, 0.0))
-            ids.append(choice)
-            last, done = choice, done | (choice == self.end)
-            if bool(done.all()):
-                break
+        first = torch.full((batch * samples,), self.start, device=memory.pixels.device)
+        following = self.steps(memory, samples, max_length)
+        ids, logs = decode_words(
+            following, first, max_length, self.end, self.pad, greedy=greedy, generator=generator
+        )
         shape = (batch, samples, -1)
-        return Captions(torch.stack(ids, 1).view(shape), torch.stack(logs, 1).view(shape))
+        return Captions(ids.view(shape), logs.view(shape))
 
-    def _steps(self, memory: HFMemory, samples: int, length: int) -> Callable[[Tensor], Tensor]:
+    def steps(self, memory: HFMemory, samples: int, length: int) -> Callable[[Tensor], Tensor]:
         """Return a function from the last word of every caption to the logits of the next."""
         if self.kind != "git" and not self.model.training:
             decoder = self.model.text_decoder if self.kind == "blip" else self.model.decoder
@@ -124,6 +158,6 @@ class HFCaptioner:
 
         def recompute(last: Tensor) -> Tensor:
             words.append(last)
-            return self._next(memory, torch.stack(words, 1), samples)[:, -1]
+            return self.next_logits(memory, torch.stack(words, 1), samples)[:, -1]
 
         return recompute

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from .association import SmallAssociation, association_probability
 from .captioner import TagTransformerCaptioner
@@ -16,12 +15,12 @@ from .config import PipelineConfig
 from .decode import constrained_beam
 from .errors import InputError, require
 from .files import load_tensors
-from .formats import read_image
+from .formats import read_glove, read_image
 from .metrics import CiderD
 from .new_objects import add_objects, rename
 from .paraphrase import SmallMaskedLM
 from .pipeline import JUDGE_WIDTH
-from .rewards import WordCosines
+from .rewards import WordCosines, clip_score
 from .scenes import CROP, SIZE, RegionFeaturizer, Scenes, make_scenes
 from .vocabulary import MASK, UNK, Vocabulary, tokenize
 from .world import world_vocabulary
@@ -61,7 +60,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:120]
         raise InputError(
-            f"checkpoint = {str(path)!r}: allowed is captioner.pt of p2c pipeline; {text}"
+            f"checkpoint = {str(path)!r}: allowed is captioner.pt of native models; {text}"
         ) from None
 
 
@@ -157,11 +156,16 @@ def score_caption(
             masked[0, place] = MASK
             scores = loaded.lm(masked)[0, place].log_softmax(-1)
             fluency.append(float(scores[here[0, place]]))
-    vectors = loaded.lm.words.weight.detach()
-    cosines = WordCosines(nn.functional.normalize(vectors - vectors.mean(0), dim=-1))
+    if loaded.config.vectors:
+        vectors = torch.from_numpy(read_glove(loaded.config.vectors, vocabulary.words))
+    else:
+        vectors = loaded.lm.words.weight.detach()
+        vectors = vectors - vectors.mean(0)
+    cosines = WordCosines(vectors)
     found = {
         "association": min(0.8, float(a)),
         "cosine": float(pictures[0] @ captions[0]),
+        "clipscore": float(clip_score(loaded.judge, pictures[:1], ids[:1, None])),
         "coverage": cosines.coverage(numbers_of(vocabulary, tags, "tags"), words),
         "repetition": cosines.repetition(words),
         "fluency": sum(fluency) / len(fluency) if fluency else 0.0,

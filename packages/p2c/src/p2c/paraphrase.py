@@ -173,6 +173,19 @@ class Rewriter:
         return hidden
 
 
+class NullParaphraser:
+    """Proposes nothing: stage 1 without a language model, for ablations."""
+
+    def propose(
+        self,
+        ids: Int[Tensor, "batch length"],
+        generator: torch.Generator | None = None,
+        rank: int = 0,
+    ) -> Paraphrase | None:
+        """Return None."""
+        return None
+
+
 class MaskedLMParaphraser(Rewriter):
     """Masks some words of a caption and lets a masked language model fill them (stage 1, step 3-4).
 

@@ -16,20 +16,23 @@ from torch import Tensor, nn
 
 from .association import SmallAssociation
 from .calibration import calibrate_margin, sweep_margins
-from .captioner import TagTransformerCaptioner
-from .config import STAGE1_SETTINGS, STAGE2_SETTINGS, PipelineConfig
+from .captioner import Student, TagTransformerCaptioner
+from .config import PipelineConfig, relevant_settings
 from .detector import RegionDetector
 from .distributed import average_gradients, everywhere, part, world
 from .errors import NotFiniteError, require
 from .files import load_tensors, save_tensors
+from .formats import read_glove
+from .hf_named import HFJudge, HFStudent, load_captioner, load_judge, load_paraphraser
 from .metrics import CiderD
 from .negatives import WordSwaps
-from .paraphrase import MaskedLMParaphraser, SmallMaskedLM, lexicon_tagger
+from .paraphrase import MaskedLMParaphraser, Paraphraser, SmallMaskedLM, lexicon_tagger
 from .result import Accepted, PipelineResult
 from .rewards import WordCosines
 from .rl import SCSTLoss
 from .scenes import (
     RegionFeaturizer,
+    Scenes,
     check_held_out,
     make_corpus,
     make_scenes,
@@ -40,6 +43,7 @@ from .vocabulary import PAD, SEP, UNK
 from .world import GENERIC, NAMES, RICH_VERBS, SWAPPABLE, SYNONYMS, THINGS, world_vocabulary
 
 Say = Callable[[str], None]
+Net = TagTransformerCaptioner | HFStudent
 FEATURES = 64 + 6
 JUDGE_WIDTH = 24
 MARGINS = [round(0.02 * k, 2) for k in range(31)]
@@ -77,6 +81,8 @@ class Pipeline:
         self.checkpoint: Path | None = None
         self.until = ""
         self.detector: RegionDetector | None = None
+        self.judge: SmallAssociation | HFJudge
+        self.evaluator: SmallAssociation
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Pipeline:
@@ -101,14 +107,16 @@ class Pipeline:
                 c.test, c.seed * 10 + 3, mix, font=str(font), **drawn
             )
         self.featurizer = RegionFeaturizer.fit(self.unpaired.crops)
-        self.data = {
-            name: (self._tags(s.tags), self.featurizer(s)) for name, s in self.scenes.items()
-        }
+        self.data = {name: (self._tags(s.tags), self._seen(s)) for name, s in self.scenes.items()}
         length = c.max_length
         self.refs = torch.stack(
             [self.vocabulary.encode_all(r, length) for r in self.paired.references]
         )
         self.corpus = self.vocabulary.encode_all(make_corpus(c.corpus, c.seed), length + 2)
+
+    def _seen(self, scenes: Scenes) -> Tensor:
+        """Return what the captioner sees: features of the regions, or whole pictures."""
+        return self.featurizer(scenes) if self.config.captioner == "native" else scenes.images
 
     def _tags(self, tags: list[list[str]]) -> Tensor:
         rows = [[self.vocabulary.index[t] for t in row] for row in tags]
@@ -201,16 +209,6 @@ class Pipeline:
             config = self.config.with_(checkpoint_every=0).as_dict()
             save_tensors(self.checkpoint, {**self.state, "config": config})
 
-    def _relevant(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Return the settings that the stages of the checkpoint depend on."""
-        begun = {*self.state.get("done", {}), self.state.get("stage", "")}
-        free = {"checkpoint_every"}
-        if "stage 2" not in begun:
-            free |= STAGE2_SETTINGS
-            if "stage 1" not in begun:
-                free |= STAGE1_SETTINGS
-        return {k: v for k, v in config.items() if k not in free}
-
     def _pick(self, count: int, size: int, g: torch.Generator) -> Tensor:
         return torch.randperm(count, generator=g)[:size]
 
@@ -259,13 +257,15 @@ class Pipeline:
             require(self.checkpoint is not None, "out", None, "the folder of the checkpoint")
             assert self.checkpoint is not None
             self.state = load_tensors(self.checkpoint)
-            before = dict(self.state.pop("config", {}))
+            before = PipelineConfig().as_dict() | dict(self.state.pop("config", {}))
+            begun = {*self.state.get("done", {}), self.state.get("stage", "")}
             require(
-                self._relevant(before) == self._relevant(c.as_dict()),
+                relevant_settings(before, begun) == relevant_settings(c.as_dict(), begun),
                 "checkpoint",
                 str(self.checkpoint),
                 "one of the same configuration, as far as it was trained",
             )
+        self._load_named()
         say("rendering scenes")
         begin = time.perf_counter()
         self._prepare()
@@ -276,7 +276,8 @@ class Pipeline:
         result = PipelineResult(c, test=self.test, unseen=self.scenes.get("unseen"))
         self.result = result
 
-        if c.ablations:
+        tagged = c.captioner == "native"  # the others read no tags
+        if c.ablations and tagged:
             blind = self._captioner()
             self._xe("XE, no tags", blind, say, tags=False)
             self._record("no tags", blind, tags=False)
@@ -288,8 +289,9 @@ class Pipeline:
         def vivo(g: torch.Generator) -> Tensor:
             return self._vivo_batch(net, g)
 
-        self._train("VIVO", net, c.vivo_steps, c.lr, vivo, say)
-        self._xe("VIVO + XE", net, say, vivo=c.keep_vivo > 0)
+        if tagged:
+            self._train("VIVO", net, c.vivo_steps, c.lr, vivo, say)
+        self._xe("VIVO + XE", net, say, vivo=tagged and c.keep_vivo > 0)
         self._record("VIVO + XE", net)
         self._stage1(net, say)
         self._record("stage 1", net)
@@ -303,6 +305,18 @@ class Pipeline:
         result.curves["rewards"] = self.state.get("rewards", [])
         result.seconds = seconds
         return result
+
+    def _load_named(self) -> None:
+        """Load what the configuration names, before anything is trained."""
+        c = self.config
+        tagger = lexicon_tagger({*RICH_VERBS, GENERIC}, self.nouns)
+        self.paraphrases = load_paraphraser(
+            c.language_model, self.vocabulary, tagger, c.policy, c.choose
+        )
+        self.hf_judge = load_judge(c.judge, self.vocabulary)
+        if c.captioner != "native":
+            self._captioner()
+        self.glove = read_glove(c.vectors, self.vocabulary.words) if c.vectors else None
 
     def _detect(self, say: Say) -> None:
         """Train the detector on the unpaired scenes' regions; its tags replace the true ones."""
@@ -336,15 +350,20 @@ class Pipeline:
             ("judge", 4, 0, 1, JUDGE_WIDTH),
             ("evaluator", 5, 1, 0, 16),
         ):
+            if name == "judge" and self.hf_judge is not None:
+                self.judge = self.hf_judge
+                continue
             self._init(name)
             net = SmallAssociation(words, c.max_length + 2, c.dim, width, layers)
-            setattr(self, name, net)
+            if name == "judge":
+                self.judge = net
+            else:
+                self.evaluator = net
             loss = None
             if name not in self.state.get("done", {}):
-                loss = self._contrast(net, c.seed * 10 + offset, style)
+                hard = c.negatives and not (name == "judge" and c.judge == "plain")
+                loss = self._contrast(net, c.seed * 10 + offset, style, hard)
             self._train(name, net, c.judge_steps, 1.5e-3, loss, say)
-        self.judge: SmallAssociation
-        self.evaluator: SmallAssociation
         with torch.no_grad():
             self.vectors = {
                 "paired": self.judge.encode_image(self.paired.images),
@@ -352,7 +371,7 @@ class Pipeline:
             }
 
     def _contrast(
-        self, net: SmallAssociation, seed: int, style: int
+        self, net: SmallAssociation, seed: int, style: int, hard: bool
     ) -> Callable[[torch.Generator], Tensor]:
         """Return the contrastive loss over a stream of scenes of its own."""
         c = self.config
@@ -363,7 +382,7 @@ class Pipeline:
 
         def loss(g: torch.Generator) -> Tensor:
             index = self._pick(c.judged, c.batch, g)
-            wrong = swaps(ids[index], g) if c.negatives else None
+            wrong = swaps(ids[index], g) if hard else None
             return net.loss(stream.images[index], ids[index], wrong)
 
         return loss
@@ -373,23 +392,26 @@ class Pipeline:
         words = self.lm.words.weight.detach()
         return nn.functional.normalize(words - words.mean(0), dim=-1)
 
-    def _captioner(self) -> TagTransformerCaptioner:
+    def _captioner(self) -> Net:
         self._init("captioner")
         c = self.config
+        if c.captioner != "native":
+            return load_captioner(c.captioner, self.vocabulary, c.max_length)
         return TagTransformerCaptioner(2 * self.word_vectors(), FEATURES, c.layers, 4, c.max_length)
 
     def _batch(self, name: str, index: Tensor) -> Batch:
         tags, regions = self.data[name]
         return Batch(tags[index], regions[index], self.vectors[name][index], index.tolist())
 
-    def _vivo_batch(self, net: TagTransformerCaptioner, g: torch.Generator) -> Tensor:
+    def _vivo_batch(self, net: Net, g: torch.Generator) -> Tensor:
         tags, regions = self.data["unpaired"]
         index = part(self._pick(self.config.unpaired, self.config.batch, g))
+        assert isinstance(net, TagTransformerCaptioner)
         return vivo_loss(net, tags[index], regions[index], g)
 
     def _xe_batch(
         self,
-        net: TagTransformerCaptioner,
+        net: Net,
         g: torch.Generator,
         size: int,
         *,
@@ -407,7 +429,7 @@ class Pipeline:
     def _xe(
         self,
         stage: str,
-        net: TagTransformerCaptioner,
+        net: Net,
         say: Say,
         *,
         tags: bool = True,
@@ -421,15 +443,17 @@ class Pipeline:
 
         self._train(stage, net, c.xe_steps, c.lr, loss, say)
 
-    def paraphraser(self) -> MaskedLMParaphraser:
+    def paraphraser(self) -> Paraphraser:
         """Return the proposer of stage 1."""
+        if self.paraphrases is not None:
+            return self.paraphrases
         tagger = lexicon_tagger({*RICH_VERBS, GENERIC}, self.nouns)
         c = self.config
         return MaskedLMParaphraser(
             self.lm, self.vocabulary, tagger, policy=c.policy, choose=c.choose
         )
 
-    def _distillation(self, net: TagTransformerCaptioner) -> Distillation:
+    def _distillation(self, net: Net) -> Distillation:
         c = self.config
         anchor = copy.deepcopy(net).requires_grad_(False) if c.anchor else None
         return Distillation(
@@ -446,7 +470,7 @@ class Pipeline:
     def _noun_numbers(self) -> frozenset[int]:
         return frozenset(self.vocabulary.index[n] for n in self.nouns)
 
-    def _stage1(self, net: TagTransformerCaptioner, say: Say) -> None:
+    def _stage1(self, net: Net, say: Say) -> None:
         c = self.config
         distil = self._distillation(net)
         if "stage 1" not in self.state["done"] and self.state.get("stage") != "stage 1":
@@ -468,9 +492,7 @@ class Pipeline:
 
         self._train("stage 1", net, c.stage1_steps, c.stage1_lr, loss, say, cosine=False)
 
-    def _proposals(
-        self, net: TagTransformerCaptioner, distil: Distillation, name: str = "unpaired"
-    ) -> list[Accepted]:
+    def _proposals(self, net: Net, distil: Distillation, name: str = "unpaired") -> list[Accepted]:
         """Ask for paraphrases of some scenes, for the report or to calibrate the gate."""
         found: list[Accepted] = []
         size, scenes = self.config.stage1_batch, self.scenes[name]
@@ -497,14 +519,14 @@ class Pipeline:
                     )
         return found
 
-    def _calibrated(self, net: TagTransformerCaptioner, distil: Distillation) -> float:
+    def _calibrated(self, net: Net, distil: Distillation) -> float:
         """Return the margin that reaches the wanted precision on scenes of their own stream."""
         c = self.config
         scenes = make_scenes(480, c.seed * 10 + 6, (0.3, 0.4, 0.3), **c.noise)
         if self.detector is not None:
             scenes.tags = self.detector.detect(scenes.crops)
         self.scenes["validation"] = scenes
-        self.data["validation"] = (self._tags(scenes.tags), self.featurizer(scenes))
+        self.data["validation"] = (self._tags(scenes.tags), self._seen(scenes))
         with torch.no_grad():
             self.vectors["validation"] = self.judge.encode_image(scenes.images)
         asked = self._proposals(net, distil, "validation")
@@ -514,15 +536,16 @@ class Pipeline:
         self.state["sweep"] = [[p.margin, p.accepted, p.precision] for p in points]
         return calibrate_margin(points, c.precision)
 
-    def _stage2(self, net: TagTransformerCaptioner, say: Say) -> None:
+    def _stage2(self, net: Net, say: Say) -> None:
         c = self.config
         words = [
             [[w for w in line if w > UNK] + [SEP] for line in image] for image in self.refs.tolist()
         ]
-        names = ("association", "coverage", "repetition", "cider")
+        names = ("association", "clipscore", "coverage", "repetition", "cider")
+        vectors = self.word_vectors() if self.glove is None else torch.from_numpy(self.glove)
         stage = SelfParaphrase(
             self.judge,
-            WordCosines(self.word_vectors()),
+            WordCosines(vectors),
             CiderD(dict(enumerate(words))),
             {name: float(getattr(c, name)) for name in names},
             SCSTLoss(c.baseline, c.normalize),
@@ -541,7 +564,7 @@ class Pipeline:
             if world()[1] > 1:  # each process draws samples of its own
                 g.manual_seed(g.initial_seed() + world()[0])
             total = stage.half(net, free, False, g)
-            if c.cider or c.association:
+            if c.cider or c.association or c.clipscore:
                 total = total + stage.half(net, taught, True, g)
             if c.distil:
                 total = total + 2 * c.distil * distil.loss(net, free, g)
@@ -551,13 +574,13 @@ class Pipeline:
 
         self._train("stage 2", net, c.stage2_steps, c.stage2_lr, loss, say, cosine=False)
 
-    def _greedy(self, net: TagTransformerCaptioner, name: str, tags: bool) -> Tensor:
+    def _greedy(self, net: Student, name: str, tags: bool) -> Tensor:
         known, regions = self.data[name]
         memory = net.encode(known if tags else torch.zeros_like(known), regions)
         return net.generate(memory, greedy=True).ids[:, 0]
 
     @torch.no_grad()
-    def _record(self, arm: str, net: TagTransformerCaptioner, *, tags: bool = True) -> None:
+    def _record(self, arm: str, net: Net, *, tags: bool = True) -> None:
         """Caption the test scenes greedily and let both association models look at them."""
         ids = self._greedy(net, "test", tags)
         r = self.result

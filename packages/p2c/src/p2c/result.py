@@ -7,6 +7,7 @@ from typing import Any
 
 from .captioner import TagTransformerCaptioner
 from .config import PipelineConfig
+from .hf_named import HFStudent
 from .scenes import Scenes
 
 
@@ -35,7 +36,7 @@ class PipelineResult:
         The test scenes, and the same ones in a style that nothing was trained on (None without it).
     unseen_captions : dict
         As ``captions``, of those.
-    captioner : TagTransformerCaptioner
+    captioner : TagTransformerCaptioner or HFStudent
         After the last stage.
     evaluator_hits : dict
         Arm to 0/1 per scene: does the evaluator retrieve the scene from its caption?
@@ -58,7 +59,7 @@ class PipelineResult:
     test: Scenes | None = None
     unseen: Scenes | None = None
     unseen_captions: dict[str, list[str]] = field(default_factory=dict)
-    captioner: TagTransformerCaptioner | None = None
+    captioner: TagTransformerCaptioner | HFStudent | None = None
     evaluator_hits: dict[str, list[float]] = field(default_factory=dict)
     judge_scores: dict[str, list[float]] = field(default_factory=dict)
     evaluator_scores: dict[str, list[float]] = field(default_factory=dict)

@@ -78,6 +78,22 @@ def sample_association(
     return torch.stack(columns, 1).clamp(max=clamp)
 
 
+def clip_score(
+    model: AssociationModel,
+    image: Float[Tensor, "batch dim"],
+    ids: Int[Tensor, "batch samples length"],
+    weight: float = 2.5,
+) -> Float[Tensor, "batch samples"]:
+    """Return CLIPScore, ``weight * max(cosine, 0)``, of every sample (Hessel et al., EMNLP 2021).
+
+    Unlike the association it does not depend on the batch.
+    """
+    with torch.no_grad():
+        text = model.encode_text(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
+        cosine = torch.einsum("bd,bsd->bs", image, text)
+    return weight * cosine.clamp(min=0)
+
+
 @dataclass
 class RewardSum:
     """A weighted sum of reward terms that keeps every term for the log.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .association import AssociationModel, association_probability, swap_gate
-from .captioner import Captions, Memory, TagTransformerCaptioner
+from .captioner import Captions, Student, TagTransformerCaptioner
 from .distributed import global_mean, part, world
 from .metrics import CiderD
 from .paraphrase import Paraphrase, Paraphraser
-from .rewards import RewardSum, WordCosines, sample_association
+from .rewards import RewardSum, WordCosines, clip_score, sample_association
 from .rl import SCSTLoss, kl_penalty
 from .vocabulary import MASK, PAD, SEP, UNK
 
@@ -30,7 +31,7 @@ class Batch:
     vectors: Float[Tensor, "batch dim"]
     keys: Sequence[Hashable] = ()
 
-    def encode(self, captioner: TagTransformerCaptioner) -> Memory:
+    def encode(self, captioner: Student) -> Any:
         """Return the captioner's memory of the images."""
         return captioner.encode(self.tags, self.regions)
 
@@ -65,8 +66,8 @@ def vivo_loss(
 
 
 def xe_loss(
-    captioner: TagTransformerCaptioner,
-    memory: Memory,
+    captioner: Student,
+    memory: Any,
     ids: Int[Tensor, "batch length"],
     smoothing: float = 0.0,
     leave_out: Collection[int] = (),
@@ -123,7 +124,7 @@ class Distillation:
         If given, captions are grounded before they are paraphrased: a tag that they do not name
         takes the place of a noun that is no tag, where that raises A (see `ground`). Ours; the
         verb of a thing that is not there cannot be right.
-    anchor : TagTransformerCaptioner, optional
+    anchor : Student, optional
         A frozen captioner whose distribution is kept where nothing is rewritten, by a KL divergence
         of weight ``anchor_weight``: distillation of one word otherwise blurs the objects.
     """
@@ -134,7 +135,7 @@ class Distillation:
     average: str = "masked"
     proposals: int = 1
     nouns: frozenset[int] = frozenset()
-    anchor: TagTransformerCaptioner | None = None
+    anchor: Student | None = None
     anchor_weight: float = 1.0
     proposed: int = 0
     accepted: int = 0
@@ -200,7 +201,7 @@ class Distillation:
         return found.masked, found.ids, teacher, before, after
 
     def loss(
-        self, captioner: TagTransformerCaptioner, batch: Batch, generator: torch.Generator
+        self, captioner: Student, batch: Batch, generator: torch.Generator
     ) -> Float[Tensor, ""]:
         """Return the cross-entropy of accepted words at their places; 0 if there is none.
 
@@ -210,7 +211,7 @@ class Distillation:
         greedy = self.ground(captioner.generate(memory, greedy=True).ids[:, 0], batch)
         found = self.propose(greedy, batch, generator)
         if found is None:
-            return memory.states.sum() * 0.0
+            return torch.zeros((), device=batch.regions.device)
         masked, ids, teacher, _, _ = found
         logs = captioner.masked_logits(memory, masked[:, None])[:, 0].log_softmax(-1)
         keep = teacher != PAD
@@ -223,9 +224,9 @@ class Distillation:
 
     def _drift(
         self,
-        captioner: TagTransformerCaptioner,
+        captioner: Student,
         batch: Batch,
-        memory: Memory,
+        memory: Any,
         said: Int[Tensor, "batch length"],
         masked: Int[Tensor, "batch length"],
     ) -> Float[Tensor, ""]:
@@ -261,7 +262,8 @@ class SelfParaphrase:
     cider : CiderD
         With the references of the captioned images, over word numbers.
     weights : mapping
-        Of "association", "coverage", "repetition", "cider"; a term of weight 0 is not computed.
+        Of "association", "clipscore", "coverage", "repetition", "cider"; a term of
+        weight 0 is not computed.
     scst : SCSTLoss
         Gradient estimator.
     samples, explore : int
@@ -281,7 +283,7 @@ class SelfParaphrase:
     explore: int = 0
     nouns: frozenset[int] = frozenset()
     kl: float = 0.0
-    reference: TagTransformerCaptioner | None = None
+    reference: Student | None = None
     log: RewardSum = field(init=False)
 
     def __post_init__(self) -> None:
@@ -296,6 +298,8 @@ class SelfParaphrase:
         words = [[[w for w in line if w > UNK] for line in image] for image in ids.tolist()]
         if self.weights.get("association"):
             found["association"] = sample_association(self.judge, batch.vectors, ids)
+        if self.weights.get("clipscore"):
+            found["clipscore"] = clip_score(self.judge, batch.vectors, ids)
         if paired:
             rows = [
                 [[*line, SEP] for line in image] for image in words
@@ -342,7 +346,7 @@ class SelfParaphrase:
 
     def half(
         self,
-        captioner: TagTransformerCaptioner,
+        captioner: Student,
         batch: Batch,
         paired: bool,
         generator: torch.Generator,

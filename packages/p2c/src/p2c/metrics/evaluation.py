@@ -91,7 +91,9 @@ def domain_table(
 ) -> dict[str, dict[str, float]]:
     """Return metrics for each domain (in, near, out) and over all images, as nocaps does."""
     table = {}
-    for domain in [*dict.fromkeys(domains[key] for key in preds), "overall"]:
+    there = {domains[key]: None for key in preds}
+    first = [d for d in ("in", "near", "out") if d in there]
+    for domain in [*dict.fromkeys([*first, *there]), "overall"]:
         part = {k: c for k, c in preds.items() if domain in ("overall", domains[k])}
         table[domain] = evaluate(part, refs, which)
     return table
