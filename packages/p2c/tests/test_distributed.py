@@ -91,6 +91,7 @@ def test_every_stage_trains_in_two_processes(tmp_path):
 def test_a_process_without_a_verb_does_not_hold_up_the_other(monkeypatch):
     """In a group, a caption without a verb goes on unchanged instead of leaving the step."""
     p = Pipeline(PipelineConfig.from_dict({**CONFIG, "lm_steps": 1, "judge_steps": 1}))
+    p._load_named()
     p._prepare()
     p._scorers(lambda _: None)
     distil = p._distillation(p._captioner())
