@@ -154,6 +154,8 @@ def test_uniform_maps_are_called_unsuited(stats):
     assert "unsuited" in str(verdict)
     peaked = diagnose(stats, 0.9)
     assert peaked.suited
+    # Twice a random mask's mass is not enough where the rows are nearly uniform all the same.
+    assert not Maskability(0.966, 0.207, 0.1, 0.9).suited
     assert peaked.retained == pytest.approx(
         retained_mass(stats, prune(stats, sparsity=0.9, protect=()))
     )

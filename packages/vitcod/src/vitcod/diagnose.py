@@ -23,6 +23,10 @@ from vitcod.stats import AttentionStats
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+# Share of log(keys) above which averaged maps count as uniform. Ours: a small ViT whose information
+# masks beat random ones stood at 70 %, one whose masks did not at 97 %.
+TOO_UNIFORM = 0.9
+
 
 @dataclass(frozen=True)
 class Maskability:
@@ -46,11 +50,14 @@ class Maskability:
 
     @property
     def suited(self) -> bool:
-        """Whether information pruning keeps twice a random mask's mass, at a smaller error."""
-        twice = self.retained >= 2 * self.retained_random
+        """Whether the maps are peaked and information pruning keeps twice a random mask's mass.
+
+        With images its error must be the smaller one, too.
+        """
+        peaked = self.entropy <= TOO_UNIFORM and self.retained >= 2 * self.retained_random
         if self.error is None or self.error_random is None:
-            return twice
-        return twice and self.error < self.error_random
+            return peaked
+        return peaked and self.error < self.error_random
 
     def __str__(self) -> str:
         verdict = (
