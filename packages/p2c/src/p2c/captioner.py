@@ -69,6 +69,14 @@ class Captioner(Protocol):
         """Return the log-probability of each token of given captions."""
 
 
+def token_log_prob(
+    logits: Float[Tensor, "batch samples length words"], ids: Int[Tensor, "batch samples length"]
+) -> Float[Tensor, "batch samples length"]:
+    """Return each token's log-probability, the end token included; 0 at padding."""
+    chosen = logits.log_softmax(-1).gather(-1, ids.clamp(min=SEP)[..., None])[..., 0]
+    return chosen.masked_fill(ids == PAD, 0.0)
+
+
 class Student(Protocol):
     """What stages 1 and 2 train: a captioner over numbers of one vocabulary."""
 
@@ -263,9 +271,7 @@ class TagTransformerCaptioner(nn.Module):
         self, memory: Memory, ids: Int[Tensor, "batch samples length"]
     ) -> Float[Tensor, "batch samples length"]:
         """Return each token's log-probability, the end token included; 0 at padding."""
-        logs = self.masked_logits(memory, ids).log_softmax(-1)
-        chosen = logs.gather(-1, ids.clamp(min=SEP)[..., None])[..., 0]
-        return chosen.masked_fill(ids == PAD, 0.0)
+        return token_log_prob(self.masked_logits(memory, ids), ids)
 
     @torch.no_grad()
     def generate(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .association import HFAssociation
-from .captioner import Captions
+from .captioner import Captions, token_log_prob
 from .errors import InputError, require
 from .hf import HFCaptioner, HFMemory, decode_words
 from .hf_paraphrase import HFMaskedLM, T5SpanParaphraser
@@ -152,9 +152,7 @@ class HFStudent(nn.Module):
         self, memory: HFMemory, ids: Int[Tensor, "batch samples length"]
     ) -> Float[Tensor, "batch samples length"]:
         """Return each token's log-probability, the end token included; 0 at padding."""
-        logs = self.masked_logits(memory, ids).log_softmax(-1)
-        chosen = logs.gather(-1, ids.clamp(min=SEP)[..., None])[..., 0]
-        return chosen.masked_fill(ids == PAD, 0.0)
+        return token_log_prob(self.masked_logits(memory, ids), ids)
 
     @torch.no_grad()
     def generate(
