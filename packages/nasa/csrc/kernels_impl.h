@@ -1,4 +1,5 @@
 // The kernels, written once over Vec and compiled once per instruction set.
+#include <chrono>
 #include <cstring>
 
 #include "kernels.h"
@@ -57,24 +58,53 @@ inline void copy_runs(const Run* runs, int count, const float* source, float* to
     }
 }
 
+#include "probe.h"
+
 // ---- forward ------------------------------------------------------------------------------------
+
+// How a tile accumulates. fma(1, m, acc) and acc + m are the same number; which one is faster depends on the ports
+// that a processor gives to maxima, additions and multiplications.
+enum class Sum { exact, add, fma };
+
+// Least time of some runs of a formula of the probe.
+inline double probe_time(int formula) {
+    double best = 1e9;
+    for (int i = 0; i < 5; ++i) {
+        const auto start = std::chrono::steady_clock::now();
+        probe(formula, 1000);
+        const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        if (spent < best) best = spent;
+    }
+    return best;
+}
+
+// Measured once, in some 50 microseconds; a tenth more decides for the addition.
+inline bool adds_faster() {
+    static const bool faster = probe(2, 1) && probe_time(2) * 1.1 < probe_time(1);
+    return faster;
+}
 
 // One tile: the first rows of kFilters filters by kPanel pixels. weights: [k][kFilters]; panel: [k][kPanel]. Row f goes to out[f]:
 // bias[f] + pixel_sum - 2 * sum of maxima, or minus the sum of |x - w| where exact.
-template <bool exact, int rows>
+template <Sum sum, int rows>
 inline void forward_tile(const float* panel, const float* weights, int64_t k, const float* bias, const Vec* pixel_sum, float* const* out) {
     Vec acc[rows][kVecs];
     for (auto& row : acc)
         for (auto& a : row) a = Vec::set(0.0f);
     const Vec one = Vec::set(1.0f);
+    constexpr bool exact = sum == Sum::exact;
     for (int64_t i = 0; i < k; ++i) {
         Vec x[kVecs];
         for (int v = 0; v < kVecs; ++v) x[v] = Vec::load(panel + i * kPanel + v * V);
         for (int f = 0; f < rows; ++f) {
             const Vec w = Vec::set(weights[i * kFilters + f]);
             for (int v = 0; v < kVecs; ++v)
-                // fma(1, ., acc) adds on the multiplier's ports, and leaves the adder's to max
-                acc[f][v] = exact ? acc[f][v] + abs(x[v] - w) : fma(one, max(x[v], w), acc[f][v]);
+                if constexpr (sum == Sum::exact)
+                    acc[f][v] = acc[f][v] + abs(x[v] - w);
+                else if constexpr (sum == Sum::add)
+                    acc[f][v] = acc[f][v] + max(x[v], w);
+                else
+                    acc[f][v] = fma(one, max(x[v], w), acc[f][v]);
         }
     }
     const Vec factor = Vec::set(exact ? -1.0f : -2.0f);
@@ -84,14 +114,14 @@ inline void forward_tile(const float* panel, const float* weights, int64_t k, co
     }
 }
 
-template <bool exact>
+template <Sum sum>
 void forward_tiles(int64_t filters, const float* panel, const float* weights, int64_t k, const float* bias, const Vec* pixel_sum, float* const* out) {
     if (filters > 4)
-        forward_tile<exact, kFilters>(panel, weights, k, bias, pixel_sum, out);
+        forward_tile<sum, kFilters>(panel, weights, k, bias, pixel_sum, out);
     else if (filters > 2)
-        forward_tile<exact, 4>(panel, weights, k, bias, pixel_sum, out);
+        forward_tile<sum, 4>(panel, weights, k, bias, pixel_sum, out);
     else
-        forward_tile<exact, 2>(panel, weights, k, bias, pixel_sum, out);
+        forward_tile<sum, 2>(panel, weights, k, bias, pixel_sum, out);
 }
 
 void forward_group(const Shape& z, const float* x, const float* w, float* y, int64_t group, bool exact, int threads) {
@@ -101,6 +131,7 @@ void forward_group(const Shape& z, const float* x, const float* w, float* y, int
     const bool direct = z.kernel_h == 1 && z.kernel_w == 1 && z.stride_h == 1 && z.stride_w == 1 &&
                         z.pad_h == 0 && z.pad_w == 0 && area % kPanel == 0;
     const Planes* planes = direct ? nullptr : new Planes(z, x, group);
+    const bool adds = adds_faster();
 
     float* packed = nasa::new_floats(blocks * kFilters * k);
     float* sums = nasa::new_floats(blocks * kFilters);
@@ -155,10 +186,8 @@ void forward_group(const Shape& z, const float* x, const float* w, float* y, int
             for (int64_t f = 0; f < kFilters; ++f)
                 out[f] = f < filters && whole ? whole + (group * fg + filter + f) * area : tile + f * kPanel;
             const float* weights = packed + filter * k;
-            if (exact)
-                forward_tiles<true>(filters, buffer, weights, k, sums + filter, pixel_sum, out);
-            else
-                forward_tiles<false>(filters, buffer, weights, k, sums + filter, pixel_sum, out);
+            const auto tiles = exact ? forward_tiles<Sum::exact> : adds ? forward_tiles<Sum::add> : forward_tiles<Sum::fma>;
+            tiles(filters, buffer, weights, k, sums + filter, pixel_sum, out);
             for (int64_t f = 0; f < filters && !whole; ++f)
                 for (int r = 0; r < run_count; ++r)
                     memcpy(y + runs[r].target + (group * fg + filter + f) * area, out[f] + runs[r].at, sizeof(float) * static_cast<size_t>(runs[r].length));
@@ -361,7 +390,6 @@ void adder_grad_input(const Shape& z, const float* x, const float* w, const floa
 }
 
 #include "kernels_int8.h"
-#include "probe.h"
 
 }  // namespace
 
