@@ -36,6 +36,11 @@ NB_MODULE(_native, m) {
             if (nasa::find_kernels(name)) names.emplace_back(name);
         return names;
     });
+    m.def("probe", [](int formula, int64_t steps, const std::string& isa) {
+        const auto& k = kernels(isa);
+        nb::gil_scoped_release free;
+        return k.probe(formula, steps);
+    });
     m.def("adder_forward", [](const std::vector<int64_t>& z, uintptr_t x, uintptr_t w, uintptr_t y, bool exact, int threads, const std::string& isa) {
         const auto s = shape(z);
         const auto& k = kernels(isa);

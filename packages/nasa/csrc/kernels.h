@@ -23,6 +23,9 @@ struct Kernels {
     void (*sad_int8)(const Shape&, const int8_t* x, const int8_t* w, int32_t* y, int threads);
     // y = sum x * w over int8, in int32; x, w and y are channels-last
     void (*conv_int8)(const Shape&, const int8_t* x, const int8_t* w, int32_t* y, int threads);
+    // Accumulates in registers alone, without a load or a store; returns how many elements, 0 if this table cannot.
+    // 0: x * w, as a convolution does; 1: max and fma, as the adder does; 2: max and add; 3: |x - w| itself.
+    int64_t (*probe)(int formula, int64_t steps);
 };
 
 extern const Kernels kernels_portable;

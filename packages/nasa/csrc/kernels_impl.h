@@ -1,4 +1,5 @@
 // The kernels, written once over Vec and compiled once per instruction set.
+#include <chrono>
 #include <cstring>
 
 #include "kernels.h"
@@ -57,27 +58,70 @@ inline void copy_runs(const Run* runs, int count, const float* source, float* to
     }
 }
 
+#include "probe.h"
+
 // ---- forward ------------------------------------------------------------------------------------
 
-// One tile: kFilters filters by kPanel pixels. weights: [k][kFilters]; panel: rows of `stride` floats.
-template <bool exact>
-inline void forward_tile(const float* panel, int64_t stride, const float* weights, int64_t k, float* tile) {
-    Vec acc[kFilters][kVecs];
+// How a tile accumulates. fma(1, m, acc) and acc + m are the same number; which one is faster depends on the ports
+// that a processor gives to maxima, additions and multiplications.
+enum class Sum { exact, add, fma };
+
+// Least time of some runs of a formula of the probe.
+inline double probe_time(int formula) {
+    double best = 1e9;
+    for (int i = 0; i < 5; ++i) {
+        const auto start = std::chrono::steady_clock::now();
+        probe(formula, 1000);
+        const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        if (spent < best) best = spent;
+    }
+    return best;
+}
+
+// Measured once, in some 50 microseconds; a tenth more decides for the addition.
+inline bool adds_faster() {
+    static const bool faster = probe(2, 1) && probe_time(2) * 1.1 < probe_time(1);
+    return faster;
+}
+
+// One tile: the first rows of kFilters filters by kPanel pixels. weights: [k][kFilters]; panel: [k][kPanel]. Row f goes to out[f]:
+// bias[f] + pixel_sum - 2 * sum of maxima, or minus the sum of |x - w| where exact.
+template <Sum sum, int rows>
+inline void forward_tile(const float* panel, const float* weights, int64_t k, const float* bias, const Vec* pixel_sum, float* const* out) {
+    Vec acc[rows][kVecs];
     for (auto& row : acc)
         for (auto& a : row) a = Vec::set(0.0f);
     const Vec one = Vec::set(1.0f);
+    constexpr bool exact = sum == Sum::exact;
     for (int64_t i = 0; i < k; ++i) {
         Vec x[kVecs];
-        for (int v = 0; v < kVecs; ++v) x[v] = Vec::load(panel + i * stride + v * V);
-        for (int f = 0; f < kFilters; ++f) {
+        for (int v = 0; v < kVecs; ++v) x[v] = Vec::load(panel + i * kPanel + v * V);
+        for (int f = 0; f < rows; ++f) {
             const Vec w = Vec::set(weights[i * kFilters + f]);
             for (int v = 0; v < kVecs; ++v)
-                // fma(1, ., acc) adds on the multiplier's ports, and leaves the adder's to max
-                acc[f][v] = exact ? acc[f][v] + abs(x[v] - w) : fma(one, max(x[v], w), acc[f][v]);
+                if constexpr (sum == Sum::exact)
+                    acc[f][v] = acc[f][v] + abs(x[v] - w);
+                else if constexpr (sum == Sum::add)
+                    acc[f][v] = acc[f][v] + max(x[v], w);
+                else
+                    acc[f][v] = fma(one, max(x[v], w), acc[f][v]);
         }
     }
-    for (int f = 0; f < kFilters; ++f)
-        for (int v = 0; v < kVecs; ++v) acc[f][v].store(tile + f * kPanel + v * V);
+    const Vec factor = Vec::set(exact ? -1.0f : -2.0f);
+    for (int f = 0; f < rows; ++f) {
+        const Vec base = Vec::set(exact ? 0.0f : bias[f]);
+        for (int v = 0; v < kVecs; ++v) fma(factor, acc[f][v], exact ? base : base + pixel_sum[v]).store(out[f] + v * V);
+    }
+}
+
+template <Sum sum>
+void forward_tiles(int64_t filters, const float* panel, const float* weights, int64_t k, const float* bias, const Vec* pixel_sum, float* const* out) {
+    if (filters > 4)
+        forward_tile<sum, kFilters>(panel, weights, k, bias, pixel_sum, out);
+    else if (filters > 2)
+        forward_tile<sum, 4>(panel, weights, k, bias, pixel_sum, out);
+    else
+        forward_tile<sum, 2>(panel, weights, k, bias, pixel_sum, out);
 }
 
 void forward_group(const Shape& z, const float* x, const float* w, float* y, int64_t group, bool exact, int threads) {
@@ -87,21 +131,23 @@ void forward_group(const Shape& z, const float* x, const float* w, float* y, int
     const bool direct = z.kernel_h == 1 && z.kernel_w == 1 && z.stride_h == 1 && z.stride_w == 1 &&
                         z.pad_h == 0 && z.pad_w == 0 && area % kPanel == 0;
     const Planes* planes = direct ? nullptr : new Planes(z, x, group);
+    const bool adds = adds_faster();
 
     float* packed = nasa::new_floats(blocks * kFilters * k);
     float* sums = nasa::new_floats(blocks * kFilters);
-    for (int64_t block = 0; block < blocks; ++block)
-        for (int64_t f = 0; f < kFilters; ++f) {
-            const int64_t filter = block * kFilters + f;
-            const float* from = filter < fg ? w + (group * fg + filter) * k : nullptr;
-            float* to = packed + block * k * kFilters + f;
-            double sum = 0;
-            for (int64_t i = 0; i < k; ++i) {
-                to[i * kFilters] = from ? from[i] : 0.0f;
-                sum += from ? from[i] : 0.0f;
+    for (int64_t block = 0; block < blocks; ++block) {
+        const float* from[kFilters];
+        double sum[kFilters] = {};
+        for (int64_t f = 0; f < kFilters; ++f)  // the last block repeats its last filter; nobody reads those sums
+            from[f] = w + (group * fg + least(block * kFilters + f, fg - 1)) * k;
+        float* to = packed + block * k * kFilters;
+        for (int64_t i = 0; i < k; ++i)
+            for (int64_t f = 0; f < kFilters; ++f) {
+                to[i * kFilters + f] = from[f][i];
+                sum[f] += from[f][i];
             }
-            sums[filter] = static_cast<float>(sum);
-        }
+        for (int64_t f = 0; f < kFilters; ++f) sums[block * kFilters + f] = static_cast<float>(sum[f]);
+    }
 
     parallel((pixels + kPanel - 1) / kPanel, threads, [&](int64_t which) {
         const int64_t first = which * kPanel, count = least(kPanel, pixels - first);
@@ -113,38 +159,38 @@ void forward_group(const Shape& z, const float* x, const float* w, float* y, int
             runs[run_count++] = {p, length, planes ? planes->pixel(n, oh, ow) : 0, n * z.filters * area + oh * z.out_w + ow};
             p += length;
         }
-        float* buffer = nullptr;
-        const float* panel = nullptr;
-        int64_t stride = kPanel;
+        float* buffer = nasa::new_floats(k * kPanel);
+        Vec pixel_sum[kVecs];
+        for (Vec& sum : pixel_sum) sum = Vec::set(0.0f);
         if (direct) {
-            panel = x + (first / area * z.channels + group * cg) * area + first % area;
-            stride = area;
+            // Rows of an image lie a power of two apart, in few sets of the first cache: gather them once.
+            const float* from = x + (first / area * z.channels + group * cg) * area + first % area;
+            for (int64_t i = 0; i < k; ++i)
+                for (int v = 0; v < kVecs; ++v) {
+                    const Vec value = Vec::load(from + i * area + v * V);
+                    value.store(buffer + i * kPanel + v * V);
+                    pixel_sum[v] = pixel_sum[v] + value;
+                }
         } else {
-            buffer = nasa::new_floats(k * kPanel);
             if (count < kPanel) memset(buffer, 0, sizeof(float) * static_cast<size_t>(k * kPanel));
             for (int64_t i = 0; i < k; ++i) copy_runs(runs, run_count, planes->data + planes->taps[i], buffer + i * kPanel);
-            panel = buffer;
+            for (int64_t i = 0; i < k; ++i)
+                for (int v = 0; v < kVecs; ++v) pixel_sum[v] = pixel_sum[v] + Vec::load(buffer + i * kPanel + v * V);
         }
-        alignas(64) float pixel_sum[kPanel];
-        for (int v = 0; v < kVecs; ++v) {
-            Vec sum = Vec::set(0.0f);
-            if (!exact)
-                for (int64_t i = 0; i < k; ++i) sum = sum + Vec::load(panel + i * stride + v * V);
-            sum.store(pixel_sum + v * V);
-        }
+        // The pixels of one image lie in a row in its output.
+        float* whole = count == kPanel && first % area + kPanel <= area ? y + first / area * z.filters * area + first % area : nullptr;
         alignas(64) float tile[kFilters * kPanel + V];
         for (int64_t block = 0; block < blocks; ++block) {
-            const float* weights = packed + block * kFilters * k;
-            exact ? forward_tile<true>(panel, stride, weights, k, tile) : forward_tile<false>(panel, stride, weights, k, tile);
-            for (int64_t f = 0; f < least(kFilters, fg - block * kFilters); ++f) {
-                float* row = tile + f * kPanel;
-                const int64_t filter = block * kFilters + f;
-                const Vec base = Vec::set(exact ? 0.0f : sums[filter]), minus = Vec::set(exact ? -1.0f : -2.0f);
-                for (int v = 0; v < kVecs; ++v)
-                    fma(minus, Vec::load(row + v * V), base + Vec::load(pixel_sum + v * V)).store(row + v * V);
+            const int64_t filter = block * kFilters, filters = least(kFilters, fg - filter);
+            float* out[kFilters];
+            for (int64_t f = 0; f < kFilters; ++f)
+                out[f] = f < filters && whole ? whole + (group * fg + filter + f) * area : tile + f * kPanel;
+            const float* weights = packed + filter * k;
+            const auto tiles = exact ? forward_tiles<Sum::exact> : adds ? forward_tiles<Sum::add> : forward_tiles<Sum::fma>;
+            tiles(filters, buffer, weights, k, sums + filter, pixel_sum, out);
+            for (int64_t f = 0; f < filters && !whole; ++f)
                 for (int r = 0; r < run_count; ++r)
-                    memcpy(y + runs[r].target + (group * fg + filter) * area, row + runs[r].at, sizeof(float) * static_cast<size_t>(runs[r].length));
-            }
+                    memcpy(y + runs[r].target + (group * fg + filter + f) * area, out[f] + runs[r].at, sizeof(float) * static_cast<size_t>(runs[r].length));
         }
         nasa::release(buffer);
     });
@@ -353,5 +399,5 @@ namespace nasa {
 #define NASA_TEXT_(a) #a
 #define NASA_TEXT(a) NASA_TEXT_(a)
 extern const Kernels NASA_NAME(NASA_ISA);
-const Kernels NASA_NAME(NASA_ISA) = {NASA_TEXT(NASA_ISA), adder_forward, adder_grad_input, sad_int8, conv_int8};
+const Kernels NASA_NAME(NASA_ISA) = {NASA_TEXT(NASA_ISA), adder_forward, adder_grad_input, sad_int8, conv_int8, probe};
 }  // namespace nasa

@@ -95,6 +95,7 @@ def test_search_train_quantize_report(capsys, tmp_path):
         (["quantize", "nowhere"], 2, "nowhere"),
         (["report", "nowhere"], 2, "search.json"),
         (["ops", "bench", "--repeats", "0"], 2, "repeats=0"),
+        (["ops", "ceiling", "--repeats", "0"], 2, "repeats=0"),
         (["fly"], 2, "fly"),
         (["demo"], 2, "out"),
     ],

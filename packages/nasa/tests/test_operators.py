@@ -248,3 +248,27 @@ def test_unknown_instruction_set_is_refused(monkeypatch):
     monkeypatch.setenv("NASA_ISA", "sse9")
     with pytest.raises(ValueError, match="NASA_ISA='sse9'"):
         adder_conv2d(torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3))
+
+
+def test_the_ceiling_probe_counts_what_it_accumulates(monkeypatch):
+    from nasa._native_loader import native
+    from nasa.checks import FORMULAS, instruction_ceilings, pointwise_shares
+
+    module = native()
+    widths = {"avx512": 16, "avx2": 8, "portable": 0}  # floats per register; portable has no probe
+    for name in module.available():
+        for formula in range(len(FORMULAS)):
+            assert module.probe(formula, 7, name) == 7 * 10 * widths[name]
+    with pytest.raises(ValueError, match="'portable': allowed are avx512 and avx2"):
+        instruction_ceilings("portable")
+    if module.isa() == "portable":
+        return
+    assert tuple(instruction_ceilings(repeats=1)) == FORMULAS
+    rows = pointwise_shares(batch=1, repeats=1, rounds=1)
+    assert [row["layer"] for row in rows] == [
+        "64,384,1x1/1,16", "384,64,1x1/1,16", "112,672,1x1/1,8",
+    ]  # fmt: skip
+    assert all(row["share"] > 0 and row["operator share"] > 0 for row in rows)
+    monkeypatch.setenv("NASA_ISA", "torch")
+    with pytest.raises(ValueError, match="absent"):
+        instruction_ceilings()

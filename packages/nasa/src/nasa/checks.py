@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nasa._native_loader import available
+from nasa._native_loader import available, isa, native
+from nasa._shapes import Conv2dShape
 from nasa.functional import adder_conv2d, conv2d_int8, sad_conv2d, shift_conv2d
 
 # channels, filters, kernel, stride, side: layers of the paper's macro network, batch 8
@@ -153,6 +154,95 @@ def _time_layer(
             row[label] = values[len(values) // 2]
             row[f"{label[:-6]} spread"] = max(values[-1] - row[label], row[label] - values[0])
     return row
+
+
+FORMULAS = ("multiply-add", "max and multiply-add", "max and add", "absolute difference")
+"""What `instruction_ceilings` accumulates: a convolution's sum, and three ways to |x - w|."""
+
+
+def instruction_ceilings(name: str = "", *, repeats: int = 9) -> dict[str, float]:
+    """Measure how many elements per second one thread accumulates in registers alone.
+
+    No kernel of a formula can be faster than its ceiling. An adder layer needs the sum of
+    max(x, w) only, as |x - w| = 2 max(x, w) - x - w; its ceiling is the best of the last three.
+
+    Parameters
+    ----------
+    name
+        ``avx512`` or ``avx2``; empty for the kernels in use.
+
+    Returns
+    -------
+    dict
+        Elements per second of processor time, by the names in `FORMULAS`.
+
+    Raises
+    ------
+    ValueError
+        If these kernels are absent, or portable: what a compiler makes of them is no fixed
+        sequence of instructions.
+    """
+    module, name = native(), name or isa()
+    if module is None:
+        raise ValueError("the compiled kernels are absent: there is no ceiling to measure")
+    if not module.probe(0, 1, name):
+        raise ValueError(f"name={module.isa(name)!r}: allowed are avx512 and avx2")
+    steps = 200_000
+    count = module.probe(0, steps, name)
+    return {
+        formula: count / fastest(lambda i=i: module.probe(i, steps, name), repeats)  # type: ignore[misc]
+        for i, formula in enumerate(FORMULAS)
+    }
+
+
+def pointwise_shares(*, batch: int = 8, repeats: int = 9, rounds: int = 5) -> list[dict[str, Any]]:
+    """Time the 1x1 adder layers of `LAYERS` beside their instruction ceiling, on one thread.
+
+    Returns
+    -------
+    list of dict
+        ``share``: the kernel's rate of |x - w|, into an output that is there, over the best ceiling
+        that `instruction_ceilings` measures in the same round, the median over the rounds;
+        ``spread``: the largest distance from it; ``operator share``: the same with the operator's
+        call and its new output.
+    """
+    module, threads = native(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    source = torch.Generator().manual_seed(0)
+    rows = []
+    try:
+        for c, f, k, stride, side in LAYERS:
+            if k != 1:
+                continue
+            x = torch.randn(batch, c, side, side, generator=source)
+            w = torch.randn(f, c, 1, 1, generator=source)
+            out = adder_conv2d(x, w, stride)
+            z = Conv2dShape.of(x, w, [stride] * 2, [0, 0], [1, 1], 1).numbers()
+            addresses = [t.data_ptr() for t in (x, w, out)]
+            shares: list[list[float]] = [[], []]
+            for _ in range(rounds):
+                best = max(list(instruction_ceilings(repeats=repeats).values())[1:])
+                for into, run in zip(
+                    shares,
+                    (
+                        lambda z=z, a=addresses: module.adder_forward(z, *a, False, 1, isa()),
+                        lambda x=x, w=w, s=stride: adder_conv2d(x, w, s),
+                    ),
+                    strict=True,
+                ):
+                    into.append(out.numel() * c / fastest(run, repeats) / best)
+            kernel, operator = (sorted(values)[rounds // 2] for values in shares)
+            rows.append(
+                {
+                    "layer": f"{c},{f},1x1/{stride},{side}",
+                    "share": kernel,
+                    "spread": max(abs(v - kernel) for v in shares[0]),
+                    "operator share": operator,
+                }
+            )
+    finally:
+        torch.set_num_threads(threads)
+    return rows
 
 
 def doctor() -> list[tuple[str, str, str]]:

@@ -23,6 +23,7 @@ EXAMPLES = """Examples:
 
     nasa doctor                                       what works on this machine
     nasa ops check                                    errors of the operators
+    nasa ops ceiling                                  1x1 layers over what the instructions allow
     nasa search --space digits --data digits --out run
     nasa train run/arch.json --data digits --out run  train the found network
     nasa quantize run                                 integer network, packed file
@@ -110,6 +111,29 @@ def ops_bench(*, repeats: int = 9, as_json: Json = False) -> int:
     else:
         columns = [k for k in rows[0] if not k.endswith("spread")]
         _table(columns, [[r[c] for c in columns] for r in rows])
+    return 0
+
+
+@ops.command(name="ceiling")
+def ops_ceiling(*, repeats: int = 9, as_json: Json = False) -> int:
+    """Time the 1x1 adder layers over what the instructions alone could do, on one thread.
+
+    Parameters
+    ----------
+    repeats
+        Runs per side and round.
+    """
+    from nasa.checks import instruction_ceilings, pointwise_shares
+
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: must be at least 1")
+    ceilings, rows = instruction_ceilings(repeats=repeats), pointwise_shares(repeats=repeats)
+    if as_json:
+        print(json.dumps({"elements per s": ceilings, "layers": rows}, indent=1))
+    else:
+        most = ceilings["multiply-add"]
+        _table(["formula", "over multiply-add"], [[k, v / most] for k, v in ceilings.items()])
+        _table(list(rows[0]), [list(row.values()) for row in rows])
     return 0
 
 
