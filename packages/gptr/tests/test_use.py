@@ -121,6 +121,8 @@ def test_the_command_line_from_drawing_to_graph(tmp_path, capsys, flowcharts):
         (["generate", "--family", "maps", "--out", "o"], "maps"),
         (["doctor", "none.json"], "none.json"),
         (["reproduce", "bpmn", "--out", "o"], "--data"),
+        (["reproduce", "mini", "--out", "o", "--size", "5"], "size=5: must lie in [64, 4096]"),
+        (["reproduce", "mini", "--out", "o", "--only", "bias"], "only='bias': allowed are base,"),
         (["explain", "none.png", "--out", "o"], "none.png"),
         (["convert", "nowhere", "--from-format", "bpmn", "--out", "o"], "nowhere"),
         (["demo"], "out"),

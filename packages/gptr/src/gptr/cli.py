@@ -500,6 +500,8 @@ def reproduce(
     steps: int = 0,
     ablation: bool = False,
     equal_cpu: bool = False,
+    size: int = 384,
+    only: list[str] | None = None,
 ) -> int:
     """Train base and gptr at one budget, several seeds; report differences with intervals.
 
@@ -515,6 +517,10 @@ def reproduce(
         Also each law alone and left out.
     equal_cpu
         Equal CPU seconds instead of equal steps.
+    size
+        Longest side of the photographs of bpmn, pixels.
+    only
+        Arms to train; all by default.
     """
     from gptr.reproduce import reproduce as run
 
@@ -528,6 +534,8 @@ def reproduce(
         steps=steps,
         ablation=ablation,
         equal_cpu=equal_cpu,
+        size=size,
+        only=only or (),
         say=_say(),
     )
     columns, rows = result.table()

@@ -198,6 +198,8 @@ def reproduce(
     steps: int = 0,
     ablation: bool = False,
     equal_cpu: bool = False,
+    size: int = 384,
+    only: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Run ``mini`` (generated), ``bpmn`` (hdBPMN, by path) or ``ai2d-like`` (577 classes).
@@ -210,8 +212,23 @@ def reproduce(
         Optimiser steps of 16 images; 0 for the default of each.
     ablation
         Also every law alone, every law left out, and the message mode.
+    size
+        Longest side that the photographs of ``bpmn`` are shrunk to, pixels. Above 384 the tokens
+        are those of stride 16 alone.
+    only
+        Names of arms; empty for all. Without ``base`` nothing is compared.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not allowed, or the data of ``bpmn`` are missing.
     """
     arms = {**BASE, **(ABLATION if ablation else {})}
+    if unknown := set(only) - set(arms):
+        raise ValueError(f"only={sorted(unknown)[0]!r}: allowed are {', '.join(arms)}")
+    if not 64 <= size <= 4096:
+        raise ValueError(f"size={size}: must lie in [64, 4096]")
+    arms = {name: arm for name, arm in arms.items() if not only or name in only}
     config = GPTRConfig.preset("gptr-tiny")
     training: dict[str, Any] = {"learning_rate": 1e-3}
     if what == "mini":
@@ -228,10 +245,10 @@ def reproduce(
             raise ValueError("data is needed: --data hdBPMN folder or zip (with train/ and val/)")
         train = read_bpmn(data, "train", containers=False)
         val = read_bpmn(data, "val", containers=False, names=list(train.class_names))
-        say("reading and shrinking the photographs to 384 pixels")
-        splits = {"train": train.resized(384), "val": val.resized(384)}
+        say(f"reading and shrinking the photographs to {size} pixels")
+        splits = {"train": train.resized(size), "val": val.resized(size)}
         # strides 8 and 16 would be 2,880 tokens, and an arm would take most of an hour of one core
-        config = GPTRConfig.preset("gptr-tiny", strides=(16, 32))
+        config = GPTRConfig.preset("gptr-tiny", strides=(16, 32) if size <= 384 else (16,))
         steps = steps or 300
         training |= {"batch_size": 8}
     else:
