@@ -70,7 +70,7 @@ def intervals(panels: dict[str, dict[str, Interval]]) -> Figure:
         axis.axvline(values[names[0]].value, color="#cccccc", lw=1, zorder=0)
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.5, -0.5)
-        axis.set_xlim(0, 1)
+        axis.set_xlim(-0.03, 1.03)  # a dot at either end is seen whole
         axis.set_title(title, fontsize=10)
     return figure
 
