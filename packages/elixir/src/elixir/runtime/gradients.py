@@ -59,7 +59,7 @@ class Gradients:
         """Return the hook that takes a parameter's gradient."""
 
         def take(parameter: Tensor) -> None:
-            self.engine._begin_backward()
+            self.engine.begin_backward()
             gradient = parameter.grad
             parameter.grad = None
             if gradient is None:
