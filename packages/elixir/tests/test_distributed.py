@@ -44,7 +44,10 @@ def main(case, rank, world, port, folder, queue):
         dist.init_process_group("gloo", **store)
         out = []
         for name in case.split(","):
-            out += globals()[f"case_{name}"](rank, world, folder) or []
+            if name.startswith("moe"):
+                routed(rank, world, int(name[3:] or 40), 10)
+            else:
+                out += globals()[f"case_{name}"](rank, world, folder) or []
         dist.barrier()
         dist.destroy_process_group()
         queue.put((rank, out))
@@ -171,14 +174,6 @@ def routed(rank, world, steps, check_every):
                 assert torch.allclose(a, b, atol=1e-5), (name, (a - b).abs().max())
     assert engine.unplanned_fetches >= 0
     optimizer.close()
-
-
-def case_moe(rank, world, folder):
-    routed(rank, world, 40, 10)
-
-
-def case_moe1000(rank, world, folder):
-    routed(rank, world, 1000, 10)
 
 
 def trained(world, budget):

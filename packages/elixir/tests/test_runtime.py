@@ -28,6 +28,7 @@ def draw_case(data, layers=(1, 3)):
     }
     plan = {
         "recompute": data.draw(st.sampled_from(["none", "all", "auto"])),
+        "offload": data.draw(st.sampled_from(["none", "all", "auto"])),
         "prefetch": data.draw(st.integers(0, 3)),
         "policy": data.draw(st.sampled_from(["elixir", "elixir", "paper"])),
         "disk": data.draw(st.booleans()),
@@ -44,6 +45,10 @@ def draw_case(data, layers=(1, 3)):
 
 def check_case(case, tmp_path, steps=4):
     model_options, plan_options, run = case
+    if plan_options["recompute"] == "all" and plan_options["offload"] == "all":
+        # every block can do one of both: alternate
+        blocks = [f"blocks.{i}" for i in range(model_options["layers"])]
+        plan_options |= {"recompute": blocks[::2], "offload": blocks[1::2]}
     batches = [gpt_batch(i) for i in range(steps)]
     make = lambda: gpt(heads=2, **model_options)  # noqa: E731
     expected = plain_steps(make(), batches, accumulate=run["accumulate"], clip=run["clip"])
@@ -65,7 +70,8 @@ def check_case(case, tmp_path, steps=4):
     )
     assert_same(expected, got)
     engine = model._elixir_engine
-    assert engine.arena.size + plan.activation_bytes + plan.gradient_bytes <= plan.device_budget
+    outside = plan.activation_bytes + plan.offload_bytes + plan.gradient_bytes
+    assert engine.arena.size + outside <= plan.device_budget
     got[2].close()
 
 
@@ -121,10 +127,15 @@ def test_strict_device_refuses_what_exceeds_the_budget():
 
 def test_predicted_peak_of_activations_is_exact():
     model, batch = gpt(), gpt_batch()
-    for recompute in ("none", "all"):
-        plan = elixir.plan(
-            model, batch, device_budget="1GiB", hardware=HARDWARE, recompute=recompute
-        )
+    peaks = {}
+    for choice in (
+        {"recompute": "none"},
+        {"recompute": "all"},
+        {"offload": "all"},
+        {"recompute": ["blocks.2"], "offload": ["blocks.0", "blocks.1"]},
+    ):
+        plan = elixir.plan(model, batch, device_budget="1GiB", hardware=HARDWARE, **choice)
+        peaks[str(choice)] = plan.activation_bytes
         clone = gpt()
         fresh, optimizer = elixir.initialize(clone, plan=plan)
         with LiveBytes() as live:
@@ -133,6 +144,44 @@ def test_predicted_peak_of_activations_is_exact():
             fresh(*batch).backward()
         assert live.peak == plan.activation_bytes
         optimizer.close()
+    assert peaks["{'offload': 'all'}"] < peaks["{'recompute': 'none'}"]
+
+
+def test_offloaded_activations_cross_once_each_way():
+    """Traffic as traced, weights as plain, whichever copies come late; retain_graph reads twice."""
+    batches = [gpt_batch(i) for i in range(3)]
+    expected = plain_steps(gpt(), batches)
+    for mover in (None, AdversarialMover()):
+        model = gpt()
+        plan = elixir.plan(
+            model, batches[0], device_budget="1GiB", hardware=HARDWARE, offload="all"
+        ).override("*", tier="device")
+        assert plan.offload
+        assert plan.predicted["offloaded_bytes"] == sum(row[3] for row in plan.offloads)
+        got = elixir_steps(model, batches, plan, mover=mover)
+        assert_same(expected, got)
+        engine = model._elixir_engine
+        assert engine.tape.carrier.moved == 3 * plan.predicted["offloaded_bytes"]
+        loss = model(*batches[0])
+        loss.backward(retain_graph=True)
+        first = got[2].gradient(model.head.weight).clone()
+        got[2].zero_grad()
+        loss.backward()
+        assert torch.equal(got[2].gradient(model.head.weight), first)
+        got[2].close()
+
+
+def test_the_planner_offloads_where_copies_are_fast_and_compute_is_slow():
+    model, batch = gpt(), gpt_batch()
+    fast = elixir.Hardware(h2d=1e12, d2h=1e12, latency=0.0, flops=1e8, device_stream=1e8)
+    slow = elixir.Hardware(h2d=1e5, d2h=1e5, latency=0.0)
+    budget = least_budget(model, batch) * 11 // 10
+    plan = elixir.plan(model, batch, device_budget=budget, hardware=fast)
+    assert plan.offload
+    assert "modules offloaded" in plan.explain()
+    plan = elixir.plan(model, batch, device_budget=budget, hardware=slow)
+    assert plan.recompute
+    assert not plan.offload
 
 
 def test_state_ten_times_the_device():

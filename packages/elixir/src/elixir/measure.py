@@ -180,23 +180,11 @@ def train_steps(
 
 def calibrated(made: Plan, seconds: float) -> Plan:
     """Return a plan re-simulated with compute times that sum to a measured time."""
-    from elixir.planner.simulate import ChunkCost, simulate
+    from elixir.planner.simulate import simulate_plan
 
     factor = seconds / max(sum(made.step_seconds), 1e-12)
     per_step = tuple(s * factor for s in made.step_seconds)
-    itemsize = 4 if made.dtype == "float32" else 2
-    state = 8 if itemsize == 4 else 12
-    line = simulate(
-        [ChunkCost(c.bytes, c.trainable, c.tier, state, itemsize) for c in made.chunks],
-        made.steps,
-        made.forward_steps,
-        per_step,
-        made.cache_bytes,
-        Hardware(**made.hardware),
-        prefetch=made.prefetch,
-        step_in_backward=made.step_in_backward,
-        gradient_room=made.gradient_bytes / 2,
-    )
+    line = simulate_plan(replace(made, step_seconds=per_step), keep_events=False)
     predicted = {k: float(getattr(line, k)) for k in made.predicted}
     return replace(made, step_seconds=per_step, predicted=predicted)
 

@@ -20,7 +20,7 @@ from elixir.errors import StalePlanError
 from elixir.memory.chunk import Chunk
 from elixir.planner.result import Plan
 from elixir.profile.trace import find_blocks
-from elixir.runtime import recompute
+from elixir.runtime import offload, recompute
 from elixir.runtime.gradients import Gradients
 from elixir.runtime.residency import Residency
 from elixir.runtime.saved import SavedWeights
@@ -67,6 +67,9 @@ class Engine(Residency):
         )
         self.in_backward = False
         self.saved = SavedWeights(self)
+        self._buffers = {b.untyped_storage()._cdata for b in model.buffers()}
+        carrier = offload.HostCarrier(self.mover, self.device, plan.offload_bytes)
+        self.tape = offload.Tape(carrier, self._stays)
         self._late_pins: list[Chunk] = []
         self._depth = 0
         self._recomputing = 0
@@ -80,9 +83,9 @@ class Engine(Residency):
     def _install(self) -> None:
         model, plan = self.model, self.plan
         modules = dict(model.named_modules())
-        for name in plan.recompute:
+        for name in (*plan.recompute, *plan.offload):
             if name not in modules:
-                raise StalePlanError(f"plan: recomputes {name}, which the model does not have")
+                raise StalePlanError(f"plan: names {name}, which the model does not have")
         needs: dict[str, list[Chunk]] = {}
         for name, module in modules.items():
             wanted = [
@@ -96,6 +99,8 @@ class Engine(Residency):
         self._needs = needs
         self._recomputed: list[str] = []
         self._recompute(plan.recompute)
+        for name in plan.offload:
+            offload.install(modules[name], (self._pack, self._unpack))
         for chunk in self.chunks:
             for slot in chunk.slots:
                 if slot.trainable:
@@ -109,6 +114,7 @@ class Engine(Residency):
             if self._depth or torch._C._current_graph_task_id() != -1:
                 return inner(*args, **kwargs)
             self.reset()
+            self.tape.begin()
             if plan.batch_bytes:
                 self._check_batch((args, kwargs))
             self._depth += 1
@@ -132,6 +138,20 @@ class Engine(Residency):
             model.register_load_state_dict_post_hook(lambda *a: self._after_load(*a))
         )
 
+    def _pack(self, tensor: Tensor) -> Any:
+        """Keep a weight's place, or an activation on the host."""
+        packed = self.saved.pack(tensor)
+        return self.tape.pack(tensor) if packed is tensor else packed
+
+    def _unpack(self, packed: Any) -> Tensor:
+        return self.tape.unpack(self.saved.unpack(packed))
+
+    def _stays(self, tensor: Tensor) -> bool:
+        if tensor.device.type != self.device.type:
+            return True
+        storage = tensor.untyped_storage()
+        return storage.data_ptr() == self.arena.address or storage._cdata in self._buffers
+
     def _recompute(self, names: Sequence[str]) -> None:
         modules = dict(self.model.named_modules())
         for name in names:
@@ -145,7 +165,8 @@ class Engine(Residency):
         if size <= self.plan.batch_bytes or not torch.is_grad_enabled():
             return
         if not self._warned:
-            more = [n for n in find_blocks(self.model) if n not in self._recomputed]
+            taken = {*self._recomputed, *self.plan.offload}
+            more = [n for n in find_blocks(self.model) if n not in taken]
             self._recompute(more)
             self._warned = True
             warnings.warn(
@@ -309,7 +330,7 @@ class Engine(Residency):
         if self._original is not None:
             self.model.forward = self._original
         modules = dict(self.model.named_modules())
-        for name in self._recomputed:
+        for name in (*self.plan.offload, *self._recomputed):
             recompute.uninstall(modules[name])
         for chunk in self.chunks:
             for slot in chunk.slots:
