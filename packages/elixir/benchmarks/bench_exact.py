@@ -2,8 +2,8 @@
 
 import importlib.util
 import os
-import queue
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -70,26 +70,23 @@ def kills(count):
 
 def routed(steps):
     """Randomly routed experts on 2 and 4 ranks; DDP's weights are checked after ten steps."""
-    sys.path.insert(0, str(TESTS))
-    import test_distributed
-
+    code = "import sys, test_distributed as t; t.launch(sys.argv[1], int(sys.argv[2]), '.', 1200)"
     done, seconds = [], []
     for world in (2, 4):
         begin = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                test_distributed.launch(f"moe{steps}", world, folder, timeout=1200)
-                done.append(world)
-            except (AssertionError, queue.Empty) as error:
-                print(f"{world} ranks: {error}", file=sys.stderr)
+        child = subprocess.run(
+            [sys.executable, "-c", code, f"moe{steps}", str(world)], cwd=TESTS, check=False
+        )
+        if child.returncode == 0:
+            done.append(world)
         seconds.append(time.perf_counter() - begin)
     return goal(
         "randomly routed experts with zero-token experts, hangs",
         "0 in 1,000 steps on 2 and 4 ranks",
         "0" if len(done) == 2 else f"ended on {done} of [2, 4] ranks",
         len(done) == 2 and steps >= 1000,
-        f"{steps} steps each, one to three tokens for four experts; weights equal to DDP's after ten "
-        f"steps (1e-5); {seconds[0]:.0f} and {seconds[1]:.0f} s",
+        f"{steps} steps each, one to three tokens for four experts; weights equal to DDP's after "
+        f"ten steps (1e-5); {seconds[0]:.0f} and {seconds[1]:.0f} s",
     )
 
 
@@ -120,7 +117,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--routed", type=int, default=1000, help="steps of routed experts")
     parser.add_argument(
-        "--seconds", type=float, default=280.0, help="no new case starts after this"
+        "--seconds", type=float, default=900.0, help="no new case starts after this"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
