@@ -97,6 +97,7 @@ def case_accumulate(rank, world, folder):
     import elixir
     import torch
     from common import HARDWARE, gpt, gpt_batch
+    from torch.distributed.device_mesh import init_device_mesh
 
     model, reference = gpt(), torch.nn.parallel.DistributedDataParallel(gpt())
     plan = elixir.plan(
@@ -107,7 +108,11 @@ def case_accumulate(rank, world, folder):
         if "head.weight" in dict(model.named_parameters())
         else plan
     )
-    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3)
+    mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("shard",))
+    wrong = init_device_mesh("cpu", (1, world), mesh_dim_names=("replicate", "shard"))
+    with pytest.raises(ValueError, match="mesh: has 2 dimensions"):
+        elixir.initialize(model, plan=plan, mesh=wrong)
+    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3, mesh=mesh)
     theirs = elixir.optim.AdamW(reference.parameters(), lr=1e-3)
     for step in range(2):
         for micro in range(2):

@@ -199,8 +199,9 @@ def initialize(
         A :class:`Plan` for this model.
     **kwargs
         ``params`` (groups of the model's parameters), ``max_grad_norm``, ``loss_scale``,
-        ``mover``, ``poison``, ``disk_folder``, ``process_group``; everything else goes to the
-        optimizer.
+        ``mover``, ``poison``, ``disk_folder``, ``mesh`` (a one-dimensional
+        ``torch.distributed.DeviceMesh`` over the ranks that share the training) or
+        ``process_group``; everything else goes to the optimizer.
 
     Returns
     -------
@@ -218,6 +219,10 @@ def initialize(
     from elixir.runtime.optimizer import ChunkOptimizer
 
     engine_keys = ("mover", "poison", "disk_folder", "process_group")
+    if (mesh := kwargs.pop("mesh", None)) is not None:
+        if "process_group" in kwargs:
+            raise ValueError("mesh: process_group is given as well; give one of both")
+        kwargs["process_group"] = _mesh_group(mesh, plan)
     engine_options = {k: kwargs.pop(k) for k in engine_keys if k in kwargs}
     engine = Engine(model, plan, **engine_options)
     try:
@@ -226,3 +231,18 @@ def initialize(
         engine.close()
         raise
     return model, optimizer
+
+
+def _mesh_group(mesh: Any, plan: Plan) -> Any:
+    """Return the process group of a one-dimensional mesh."""
+    if mesh.ndim != 1:
+        raise ValueError(
+            f"mesh: has {mesh.ndim} dimensions; give the one that shares the training, such as "
+            "mesh['shard']"
+        )
+    if mesh.size() != plan.world:
+        raise ValueError(f"mesh: has {mesh.size()} ranks, the plan was made for {plan.world}")
+    kind = torch.device(plan.device).type
+    if mesh.device_type != kind:
+        raise ValueError(f"mesh: is of {mesh.device_type} devices, the plan of {kind}")
+    return mesh.get_group()
