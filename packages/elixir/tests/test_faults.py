@@ -24,6 +24,12 @@ def test_budget_one_byte_below_feasible_names_the_least():
         elixir.plan(model, batch, device_budget=least - 1, hardware=HARDWARE)
 
 
+def test_a_tensor_larger_than_the_budget_is_named():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4096, bias=False), nn.Flatten())
+    with pytest.raises(elixir.InfeasiblePlanError, match=r"largest tensor, 1\.weight, takes 128"):
+        elixir.plan(model, torch.randn(1, 8), device_budget="100KiB", hardware=HARDWARE)
+
+
 class Branching(nn.Module):
     """Dynamic control flow, an unused parameter, a module used twice, a bare parameter."""
 

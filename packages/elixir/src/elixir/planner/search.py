@@ -85,14 +85,14 @@ def search(variants: Sequence[Variant], request: Request) -> Plan:
         If none fits; names the least budget.
     """
     candidates: list[_Candidate] = []
-    leasts: list[int] = []
+    leasts: list[tuple[int, int, _Candidate]] = []
     for variant in variants:
         for chunks, names_least in _packings(variant.profile, request):
             candidate = _prepare(variant, chunks, request)
             fixed = _fixed(candidate, request)
             cache = _least_cache(candidate, request)
             if names_least:
-                leasts.append(fixed + cache)
+                leasts.append((fixed + cache, cache, candidate))
             room = request.device_budget - fixed
             if room < cache:
                 continue
@@ -103,12 +103,12 @@ def search(variants: Sequence[Variant], request: Request) -> Plan:
                 candidate.cache = cache
                 candidate.line = _simulate(candidate, request)
             candidates.append(candidate)
-    least = min(leasts)
+    least, cache, smallest = min(leasts, key=lambda entry: entry[0])
     if not candidates:
         raise InfeasiblePlanError(
             f"device_budget={request.device_budget}: too small by "
             f"{least - request.device_budget} bytes; the least budget is {least} bytes "
-            f"({format_bytes(least)})",
+            f"({format_bytes(least)}){_largest(smallest, cache)}",
             least,
         )
     candidates.sort(key=_cost)
@@ -122,6 +122,17 @@ def search(variants: Sequence[Variant], request: Request) -> Plan:
         candidates = sorted([*candidates, *found], key=_cost)
     best = candidates[0]
     return _finish(best, variants, request, least)
+
+
+def _largest(candidate: _Candidate, cache: int) -> str:
+    """Say what the least budget is made of; tensors are not split."""
+    profile = candidate.variant.profile
+    info = max(profile.parameters, key=lambda p: p.numel)
+    return (
+        f": activations {format_bytes(profile.activation_bytes)}, gradients on their way "
+        f"{format_bytes(candidate.gradient)}, chunk cache {format_bytes(cache)}; the largest "
+        f"tensor, {info.name}, takes {format_bytes(info.numel * profile.itemsize)} and is not split"
+    )
 
 
 def _cost(candidate: _Candidate) -> tuple[float, int, int]:
