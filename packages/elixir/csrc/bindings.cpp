@@ -75,15 +75,16 @@ NB_MODULE(_native, m) {
     });
     m.def("adamw8", [](uintptr_t p, uintptr_t mo, uintptr_t v, uintptr_t ms, uintptr_t vs, uintptr_t g, int g_type, uintptr_t low,
                        int low_type, int64_t n, double lr, double beta1, double beta2, double eps, double wd, int64_t step,
-                       double scale, bool decoupled, int threads, const std::string& isa) {
+                       double scale, bool decoupled, int64_t first, int threads, const std::string& isa) {
         const auto& k = kernels(isa);
         const auto a = coefficients(lr, beta1, beta2, eps, wd, step, scale, decoupled);
+        const uint32_t seed = static_cast<uint32_t>(step) * 0x85EBCA6Bu;
         nb::gil_scoped_release free;
         const int64_t gw = width(g_type), lw = width(low_type);
         tiles(n, threads, [&](int64_t, int64_t b, int64_t c) {
             k.adamw8(a, at<float>(p) + b, at<int8_t>(mo) + b, at<uint8_t>(v) + b, at<float>(ms) + b / elixir::kBlock,
                      at<float>(vs) + b / elixir::kBlock, at<const char>(g) + b * gw, g_type,
-                     low ? at<char>(low) + b * lw : nullptr, low_type, c);
+                     low ? at<char>(low) + b * lw : nullptr, low_type, first + b, seed, c);
         });
     });
     m.def("norm", [](uintptr_t g, int type, int64_t n, int threads, const std::string& isa) {

@@ -19,8 +19,9 @@ struct Kernels {
     const char* name;
     void (*adamw)(const AdamW&, float* p, float* m, float* v, const void* g, int g_type, void* low, int low_type,
                   int64_t n);
+    // first: index of the first element in its parameter; with the seed it fixes how codes round
     void (*adamw8)(const AdamW&, float* p, int8_t* m, uint8_t* v, float* m_scale, float* v_scale, const void* g,
-                   int g_type, void* low, int low_type, int64_t n);
+                   int g_type, void* low, int low_type, int64_t first, uint32_t seed, int64_t n);
     void (*norm)(const void* g, int type, int64_t n, double* sum, int* bad);
     void (*cast)(const void* from, int from_type, void* to, int to_type, int64_t n);
 };

@@ -82,49 +82,74 @@ void adamw_loop(const AdamW& a, float* __restrict p, float* __restrict m, float*
     }
 }
 
+// 8-bit moments. A code counts eighths of an octave down from the block's scale: it is the float's exponent and
+// first three mantissa bits, so both directions are additions and shifts. Rounding adds a hash of (element, step) to
+// the bits that are cut off: on average nothing is lost, and a moment that changes by less than a code still moves.
+constexpr uint32_t kCut = 20, kRest = (1u << kCut) - 1;
+constexpr int32_t kTopM = 127, kTopV = 255;
+
+inline uint32_t dither(uint32_t i, uint32_t seed) {
+    uint32_t h = (i * 0x9E3779B1u) ^ seed;
+    h ^= h >> 16;
+    h *= 0x7FEB352Du;
+    return h ^ (h >> 15);
+}
+inline uint32_t decode(int32_t code, int32_t scale, int32_t top) {
+    const int32_t t = code + scale - top;
+    return code > 0 && t > 0 ? static_cast<uint32_t>(t) << kCut : 0u;
+}
+inline int32_t encode(uint32_t bits, uint32_t noise, int32_t scale, int32_t top, int32_t least) {
+    int32_t k = static_cast<int32_t>((bits + noise) >> kCut) - scale + top;
+    k = k < least ? least : k;
+    k = k > top ? top : k;
+    return bits ? k : 0;
+}
+
 template <class G, class L>
 void adamw8_loop(const AdamW& a, float* __restrict p, int8_t* __restrict m, uint8_t* __restrict v, float* m_scale,
-                 float* v_scale, const typename G::type* __restrict g, typename L::type* __restrict low, int64_t n) {
+                 float* v_scale, const typename G::type* __restrict g, typename L::type* __restrict low, int64_t first,
+                 uint32_t seed, int64_t n) {
     const AdamW k = a;
     constexpr bool has_low = !std::is_same<L, None>::value;
-    alignas(64) float mf[kBlock], vf[kBlock];
+    alignas(64) uint32_t mf[kBlock], vf[kBlock];
     for (int64_t begin = 0, b = 0; begin < n; begin += kBlock, ++b) {
-        const int64_t count = n - begin < kBlock ? n - begin : kBlock;
-        float* q = p + begin;
-        const auto* gb = g + begin;
-        int8_t* mb = m + begin;
-        uint8_t* vb = v + begin;
-        auto* lb = low + (has_low ? begin : 0);
-        const float ms = m_scale[b] / (127.0f * 127.0f), vs = v_scale[b] / (255.0f * 255.0f * 255.0f * 255.0f);
-        float m_max = 0, v_max = 0;
-        for (int64_t i = 0; i < count; ++i) {
-            const float mc = mb[i], vc = vb[i], vc2 = vc * vc;
+        const int32_t count = static_cast<int32_t>(n - begin < kBlock ? n - begin : kBlock);
+        float* __restrict q = p + begin;
+        const auto* __restrict gb = g + begin;
+        int8_t* __restrict mb = m + begin;
+        uint8_t* __restrict vb = v + begin;
+        auto* __restrict lb = low + (has_low ? begin : 0);
+        const int32_t me = static_cast<int32_t>(to_bits(m_scale[b]) >> kCut);
+        const int32_t ve = static_cast<int32_t>(to_bits(v_scale[b]) >> kCut);
+        uint32_t m_max = 0, v_max = 0;
+        for (int32_t i = 0; i < count; ++i) {
+            const int32_t c = mb[i], d = vb[i];
+            const uint32_t sign = static_cast<uint32_t>(c) & 0x80000000u;
+            const float old_m = from_bits(decode(c < 0 ? -c : c, me, kTopM) | sign);
+            const float old_v = from_bits(decode(d, ve, kTopV));
             const float x = G::load(gb + i) * k.gradient_scale + k.l2 * q[i];
-            const float mi = k.beta1 * (mc * std::fabs(mc) * ms) + k.one_minus_beta1 * x;
-            const float vi = k.beta2 * (vc2 * vc2 * vs) + (k.one_minus_beta2 * x) * x;
-            const float d = std::sqrt(vi) * k.inverse_sqrt_bias2 + k.epsilon;
-            const float r = q[i] * k.decay - (k.step_size * mi) / d;
-            mf[i] = mi;
-            vf[i] = vi;
+            const float mi = k.beta1 * old_m + k.one_minus_beta1 * x;
+            const float vi = k.beta2 * old_v + (k.one_minus_beta2 * x) * x;
+            const float e = std::sqrt(vi) * k.inverse_sqrt_bias2 + k.epsilon;
+            const float r = q[i] * k.decay - (k.step_size * mi) / e;
+            const uint32_t mu = to_bits(mi), vu = to_bits(vi), am = mu & 0x7fffffffu;
+            m_max = am > m_max ? am : m_max;
+            v_max = vu > v_max ? vu : v_max;
+            mf[i] = mu;
+            vf[i] = vu;
             q[i] = r;
             if (has_low) L::store(lb + i, r);
         }
-        for (int64_t i = 0; i < count; ++i) {
-            const float am = std::fabs(mf[i]);
-            m_max = am > m_max ? am : m_max;
-            v_max = vf[i] > v_max ? vf[i] : v_max;
-        }
-        m_scale[b] = m_max;
-        v_scale[b] = v_max;
-        const float mi_s = m_max > 0 ? 1.0f / m_max : 0, vi_s = v_max > 0 ? 1.0f / v_max : 0;
-        for (int64_t i = 0; i < count; ++i) {
-            // a quadratic code for m, a quartic one for v; v never rounds to zero, which would blow up m / sqrt(v)
-            const float am = std::fabs(mf[i]) * mi_s, av = vf[i] * vi_s;
-            const float code = std::sqrt(am > 1 ? 1 : am) * 127.0f + 0.5f;
-            const float vcode = std::sqrt(std::sqrt(av > 1 ? 1 : av)) * 255.0f + 0.5f;
-            const int c = static_cast<int>(code), d = static_cast<int>(vcode);
-            mb[i] = static_cast<int8_t>(mf[i] < 0 ? -c : c);
-            vb[i] = static_cast<uint8_t>(d < 1 && vf[i] > 0 ? 1 : d);
+        const int32_t mt = static_cast<int32_t>((m_max + kRest) >> kCut);
+        const int32_t vt = static_cast<int32_t>((v_max + kRest) >> kCut);
+        m_scale[b] = from_bits(static_cast<uint32_t>(mt) << kCut);
+        v_scale[b] = from_bits(static_cast<uint32_t>(vt) << kCut);
+        const uint32_t offset = static_cast<uint32_t>(first + begin);
+        for (int32_t i = 0; i < count; ++i) {
+            const uint32_t h = dither(offset + static_cast<uint32_t>(i), seed), mu = mf[i];
+            const int32_t c = encode(mu & 0x7fffffffu, h & kRest, mt, kTopM, 0);
+            mb[i] = static_cast<int8_t>(mu >> 31 ? -c : c);
+            vb[i] = static_cast<uint8_t>(encode(vf[i], h >> (32 - kCut), vt, kTopV, 1));  // v > 0 stays above 0
         }
     }
 }
@@ -178,12 +203,13 @@ void adamw_any(const AdamW& a, float* p, float* m, float* v, const void* g, int 
 }
 
 void adamw8_any(const AdamW& a, float* p, int8_t* m, uint8_t* v, float* ms, float* vs, const void* g, int gt, void* low,
-                int lt, int64_t n) {
+                int lt, int64_t first, uint32_t seed, int64_t n) {
     with_type(gt, [&](auto G) {
         with_type(lt, [&](auto L) {
             using GT = decltype(G);
             using LT = decltype(L);
-            adamw8_loop<GT, LT>(a, p, m, v, ms, vs, static_cast<const typename GT::type*>(g), static_cast<typename LT::type*>(low), n);
+            adamw8_loop<GT, LT>(a, p, m, v, ms, vs, static_cast<const typename GT::type*>(g), static_cast<typename LT::type*>(low), first,
+                                seed, n);
         });
     });
 }

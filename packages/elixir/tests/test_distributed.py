@@ -44,7 +44,10 @@ def main(case, rank, world, port, folder, queue):
         dist.init_process_group("gloo", **store)
         out = []
         for name in case.split(","):
-            out += globals()[f"case_{name}"](rank, world, folder) or []
+            if name.startswith("moe"):
+                routed(rank, world, int(name[3:] or 40), 10)
+            else:
+                out += globals()[f"case_{name}"](rank, world, folder) or []
         dist.barrier()
         dist.destroy_process_group()
         queue.put((rank, out))
@@ -94,6 +97,7 @@ def case_accumulate(rank, world, folder):
     import elixir
     import torch
     from common import HARDWARE, gpt, gpt_batch
+    from torch.distributed.device_mesh import init_device_mesh
 
     model, reference = gpt(), torch.nn.parallel.DistributedDataParallel(gpt())
     plan = elixir.plan(
@@ -104,7 +108,11 @@ def case_accumulate(rank, world, folder):
         if "head.weight" in dict(model.named_parameters())
         else plan
     )
-    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3)
+    mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("shard",))
+    wrong = init_device_mesh("cpu", (1, world), mesh_dim_names=("replicate", "shard"))
+    with pytest.raises(ValueError, match="mesh: has 2 dimensions"):
+        elixir.initialize(model, plan=plan, mesh=wrong)
+    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3, mesh=mesh)
     theirs = elixir.optim.AdamW(reference.parameters(), lr=1e-3)
     for step in range(2):
         for micro in range(2):
@@ -171,14 +179,6 @@ def routed(rank, world, steps, check_every):
                 assert torch.allclose(a, b, atol=1e-5), (name, (a - b).abs().max())
     assert engine.unplanned_fetches >= 0
     optimizer.close()
-
-
-def case_moe(rank, world, folder):
-    routed(rank, world, 40, 10)
-
-
-def case_moe1000(rank, world, folder):
-    routed(rank, world, 1000, 10)
 
 
 def trained(world, budget):

@@ -26,6 +26,7 @@ def plan(
     host_budget: int | str | None = None,
     dtype: torch.dtype | None = None,
     recompute: Literal["auto", "none", "all"] | Sequence[str] = "auto",
+    offload: Literal["auto", "none", "all"] | Sequence[str] = "auto",
     hardware: Hardware | str | Path | Literal["auto"] = "auto",
     policy: Literal["elixir", "paper"] = "elixir",
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
@@ -53,6 +54,10 @@ def plan(
         Compute dtype; by default the model's. bfloat16 and float16 keep an fp32 master copy.
     recompute
         ``"auto"`` chooses among none, half and all repeated blocks; or names of modules.
+    offload
+        Modules whose saved activations visit the host: ``"auto"`` chooses together with
+        ``recompute="auto"`` (each block keeps, recomputes or offloads) and means none where
+        ``recompute`` is given; or names of modules.
     hardware
         ``"auto"`` measures this machine; a profile; or the path of a saved one.
     policy
@@ -105,21 +110,10 @@ def plan(
     else:
         rates = Hardware.load(hardware)
     options: dict[str, Any] = {"loss_fn": loss_fn, "dtype": dtype}
-    blocks = find_blocks(model)
-    if recompute == "auto":
-        first = profile(model, batch, **options)
-        choices = [(), tuple(blocks[: len(blocks) // 2]), tuple(blocks)] if blocks else [()]
-    elif isinstance(recompute, str):
-        if recompute not in ("none", "all"):
-            raise ValueError(f"recompute={recompute!r}: allowed are auto, none, all, module names")
-        choices, first = [tuple(blocks) if recompute == "all" else ()], None
-    else:
-        choices, first = [tuple(recompute)], None
     variants = []
-    for names in dict.fromkeys(choices):
-        known = first if first is not None and not names else None
-        found = known or profile(model, batch, recompute=names, **options)
-        variants.append(Variant(names, found))
+    for recomputed, offloaded in _choices(find_blocks(model), recompute, offload):
+        found = profile(model, batch, recompute=recomputed, offload=offloaded, **options)
+        variants.append(Variant(recomputed, found, offloaded))
     compute = dtype or next(p.dtype for p in model.parameters())
     request = Request(
         device_budget=budget,
@@ -140,6 +134,37 @@ def plan(
         batch_bytes=batch_bytes(batch),
     )
     return search(variants, request)
+
+
+Names = tuple[str, ...]
+
+
+def _choices(
+    blocks: list[str],
+    recompute: str | Sequence[str],
+    offload: str | Sequence[str],
+) -> list[tuple[Names, Names]]:
+    """Return which modules to recompute and which to offload, as the planner may choose."""
+    every, half = tuple(blocks), len(blocks) // 2
+    for name, value in (("recompute", recompute), ("offload", offload)):
+        if isinstance(value, str) and value not in ("auto", "none", "all"):
+            raise ValueError(f"{name}={value!r}: allowed are auto, none, all, module names")
+    if recompute == offload == "auto":
+        # early activations wait longest for the backward pass: they have most time to travel
+        pairs: list[tuple[Names, Names]] = [((), ()), (every[:half], ()), (every, ())]
+        pairs += [((), every[:half]), ((), every), (every[half:], every[:half])]
+        return list(dict.fromkeys(pairs))
+    named = {"none": (), "all": every, "auto": ()}
+    out = named[offload] if isinstance(offload, str) else tuple(offload)
+    if recompute == "auto":
+        left = tuple(b for b in blocks if b not in out)
+        options: list[Names] = [(), left[: len(left) // 2], left]
+    else:
+        options = [named[recompute] if isinstance(recompute, str) else tuple(recompute)]
+    for chosen in options:
+        if both := sorted(set(chosen) & set(out)):
+            raise ValueError(f"offload={both[0]!r}: is recomputed as well; choose one of both")
+    return list(dict.fromkeys((chosen, out) for chosen in options))
 
 
 def describe(batch: Any) -> tuple[str, ...]:
@@ -174,8 +199,9 @@ def initialize(
         A :class:`Plan` for this model.
     **kwargs
         ``params`` (groups of the model's parameters), ``max_grad_norm``, ``loss_scale``,
-        ``mover``, ``poison``, ``disk_folder``, ``process_group``; everything else goes to the
-        optimizer.
+        ``mover``, ``poison``, ``disk_folder``, ``mesh`` (a one-dimensional
+        ``torch.distributed.DeviceMesh`` over the ranks that share the training) or
+        ``process_group``; everything else goes to the optimizer.
 
     Returns
     -------
@@ -193,6 +219,10 @@ def initialize(
     from elixir.runtime.optimizer import ChunkOptimizer
 
     engine_keys = ("mover", "poison", "disk_folder", "process_group")
+    if (mesh := kwargs.pop("mesh", None)) is not None:
+        if "process_group" in kwargs:
+            raise ValueError("mesh: process_group is given as well; give one of both")
+        kwargs["process_group"] = _mesh_group(mesh, plan)
     engine_options = {k: kwargs.pop(k) for k in engine_keys if k in kwargs}
     engine = Engine(model, plan, **engine_options)
     try:
@@ -201,3 +231,18 @@ def initialize(
         engine.close()
         raise
     return model, optimizer
+
+
+def _mesh_group(mesh: Any, plan: Plan) -> Any:
+    """Return the process group of a one-dimensional mesh."""
+    if mesh.ndim != 1:
+        raise ValueError(
+            f"mesh: has {mesh.ndim} dimensions; give the one that shares the training, such as "
+            "mesh['shard']"
+        )
+    if mesh.size() != plan.world:
+        raise ValueError(f"mesh: has {mesh.size()} ranks, the plan was made for {plan.world}")
+    kind = torch.device(plan.device).type
+    if mesh.device_type != kind:
+        raise ValueError(f"mesh: is of {mesh.device_type} devices, the plan of {kind}")
+    return mesh.get_group()

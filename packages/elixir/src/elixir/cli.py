@@ -144,6 +144,7 @@ def plan(
     seq: int = 1024,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     recompute: Literal["auto", "none", "all"] = "auto",
+    offload: Literal["auto", "none", "all"] = "auto",
     policy: Literal["elixir", "paper"] = "elixir",
     moments: Literal["fp32", "8bit"] = "fp32",
     hw: Path | None = None,
@@ -164,6 +165,8 @@ def plan(
         Bytes, or text such as 24GiB.
     batch, seq
         Sizes of the batch, unless a script gives it.
+    recompute, offload
+        Repeated blocks whose activations are recomputed, or visit the host.
     hw
         A profile from ``elixir hw``; typical rates are assumed without it.
     out
@@ -179,6 +182,7 @@ def plan(
         device_budget=device_budget,
         host_budget=host_budget,
         recompute=recompute,
+        offload=offload,
         dtype=getattr(torch, dtype) if dtype else None,
         policy=policy,
         moments=moments,
@@ -255,13 +259,19 @@ def explain(
     )
     rows = again.what_if([part.strip() for part in what_if.split(",")])
     _table(
-        ["device budget", "seconds", "bytes in", "resident bytes", "recomputed"],
+        ["device budget", "seconds", "bytes in", "resident bytes", "recomputed", "offloaded"],
         [
             [
                 r["device_budget"],
                 *(
                     r.get(k, "infeasible")
-                    for k in ("seconds", "loaded_bytes", "resident_bytes", "recomputed")
+                    for k in (
+                        "seconds",
+                        "loaded_bytes",
+                        "resident_bytes",
+                        "recomputed",
+                        "offloaded",
+                    )
                 ),
             ]
             for r in rows

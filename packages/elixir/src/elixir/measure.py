@@ -178,25 +178,23 @@ def train_steps(
     return losses, seconds
 
 
-def calibrated(made: Plan, seconds: float) -> Plan:
-    """Return a plan re-simulated with compute times that sum to a measured time."""
-    from elixir.planner.simulate import ChunkCost, simulate
+def calibrated(made: Plan, seconds: float, adam_host: float | None = None) -> Plan:
+    """Return a plan simulated again with compute times that sum to a measured time.
 
+    Parameters
+    ----------
+    seconds
+        Measured forward and backward pass.
+    adam_host
+        Measured rate of the update, elements per second; by default the plan's.
+    """
+    from elixir.planner.simulate import simulate_plan
+
+    if adam_host is not None:
+        made = replace(made, hardware=made.hardware | {"adam_host": adam_host})
     factor = seconds / max(sum(made.step_seconds), 1e-12)
     per_step = tuple(s * factor for s in made.step_seconds)
-    itemsize = 4 if made.dtype == "float32" else 2
-    state = 8 if itemsize == 4 else 12
-    line = simulate(
-        [ChunkCost(c.bytes, c.trainable, c.tier, state, itemsize) for c in made.chunks],
-        made.steps,
-        made.forward_steps,
-        per_step,
-        made.cache_bytes,
-        Hardware(**made.hardware),
-        prefetch=made.prefetch,
-        step_in_backward=made.step_in_backward,
-        gradient_room=made.gradient_bytes / 2,
-    )
+    line = simulate_plan(replace(made, step_seconds=per_step), keep_events=False)
     predicted = {k: float(getattr(line, k)) for k in made.predicted}
     return replace(made, step_seconds=per_step, predicted=predicted)
 
@@ -209,25 +207,41 @@ def budget_rows(
     hardware: Hardware,
     repeats: int = 5,
 ) -> list[dict[str, float]]:
-    """Measure and predict the step time for several budgets with copies throttled to ``rate``."""
+    """Measure and predict the step time for several budgets with copies throttled to ``rate``.
+
+    Compute and update are measured once, at the largest budget and without the throttle; the
+    prediction of every row follows from them and from the plan.
+    """
     throttled = hardware.emulating(h2d=rate)
-    rows = []
-    plain = make()
-    optimizer: Any = torch.optim.SGD(plain.parameters(), lr=0.0)
-    compute: list[float] = []
-    for batch in [batches[0]] * (repeats + 1):
-        start = time.perf_counter()
-        plain(*batch).backward()
-        compute.append(time.perf_counter() - start)
-        optimizer.zero_grad()
-    base = statistics.median(compute[1:])
-    for budget in budgets:
+    steps = list(batches[: repeats + 1])
+
+    def planned(budget: int) -> tuple[nn.Module, Plan]:
         model = make()
-        made = plan(model, batches[0], device_budget=budget, hardware=throttled, recompute="none")
-        made = calibrated(made, base)
+        options: dict[str, Any] = {"hardware": throttled, "recompute": "none"}
+        return model, plan(model, batches[0], device_budget=budget, **options)
+
+    model, made = planned(max(budgets))
+    model, optimizer = initialize(model, plan=made, lr=1e-3)
+    compute, update = [], []
+    for batch in steps:
+        start = time.perf_counter()
+        model(*batch).backward()
+        middle = time.perf_counter()
+        optimizer.step()
+        optimizer.zero_grad()
+        compute.append(middle - start)
+        update.append(time.perf_counter() - middle)
+    optimizer.close()
+    base = statistics.median(compute[1:])
+    elements = sum(c.trainable for c in made.chunks)
+    adam_host = elements / statistics.median(update[1:])
+    rows = []
+    for budget in budgets:
+        model, made = planned(budget)
+        made = calibrated(made, base, adam_host)
         mover = HostMover(rate, rate, throttled.latency)
         model, optimizer = initialize(model, plan=made, mover=mover, lr=1e-3)
-        _, seconds = train_steps(model, optimizer, list(batches[: repeats + 1]))
+        _, seconds = train_steps(model, optimizer, steps)
         rows.append(
             {
                 "budget": float(budget),

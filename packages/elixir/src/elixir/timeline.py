@@ -9,34 +9,11 @@ from typing import Any
 from elixir import figures
 from elixir._files import write_text, write_with
 from elixir.planner.result import Plan
-from elixir.planner.simulate import ChunkCost, Timeline, simulate
-from elixir.profile.hardware import Hardware
+from elixir.planner.simulate import Timeline, simulate_plan
 from elixir.report import Section, write_report
 from elixir.units import format_bytes
 
 LANES = ("compute", "h2d", "d2h", "adam")
-
-
-def simulate_plan(plan: Plan) -> Timeline:
-    """Run a plan through the event simulator and keep its events."""
-    itemsize = 4 if plan.dtype == "float32" else 2
-    state = 8 if itemsize == 4 else 12
-    costs = [
-        ChunkCost(c.bytes, c.trainable // plan.world, c.tier, state, itemsize * plan.world)
-        for c in plan.chunks
-    ]
-    return simulate(
-        costs,
-        plan.steps,
-        plan.forward_steps,
-        plan.step_seconds,
-        plan.cache_bytes,
-        Hardware(**plan.hardware),
-        prefetch=plan.prefetch,
-        step_in_backward=plan.step_in_backward,
-        gradient_room=plan.gradient_bytes / 2,
-        keep_events=True,
-    )
 
 
 def perfetto(plan: Plan, line: Timeline) -> dict[str, Any]:
@@ -46,7 +23,11 @@ def perfetto(plan: Plan, line: Timeline) -> dict[str, Any]:
         for i, lane in enumerate(LANES)
     ]
     for lane, what, begin, end in line.events:
-        name = f"step {what}" if lane == "compute" else f"chunk {what}"
+        name = (
+            f"step {what}"
+            if lane == "compute"
+            else (f"chunk {what}" if what >= 0 else "activations")
+        )
         events.append(
             {
                 "ph": "X",

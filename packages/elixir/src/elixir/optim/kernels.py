@@ -12,6 +12,8 @@ from elixir._native_loader import isa, native
 _TYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 BLOCK = 2048
 """Elements that share one scale of 8-bit moments."""
+CUT = 20
+"""Bits of an fp32 number below its first three mantissa bits."""
 
 
 def threads() -> int:
@@ -160,11 +162,18 @@ def adamw8_(
     weight_decay: float = 0.01,
     step: int,
     scale: float = 1.0,
+    first: int = 0,
 ) -> None:
-    """AdamW with 8-bit moments: 2048-element blocks, quadratic code for m, quartic for v.
+    """AdamW with 8-bit moments in blocks of 2048: logarithmic codes, eight to an octave.
+
+    Codes round up or down by a hash of (element, step), so that the moments keep their mean: with
+    rounding to the nearest a second moment, which changes by 0.1 % per step, would never move. One
+    call with one ``step`` always gives the same bits.
 
     Parameters
     ----------
+    first
+        Index in its parameter of the tensors' first element (a rank's part).
     exp_avg, exp_avg_sq
         int8 and uint8, n elements.
     scales
@@ -207,6 +216,7 @@ def adamw8_(
             step,
             scale,
             True,
+            first,
             threads(),
             isa(),
         )
@@ -224,9 +234,26 @@ def adamw8_(
         step=step,
         scale=scale,
     )
-    quantize_(m, v, exp_avg, exp_avg_sq, scales)
+    quantize_(m, v, exp_avg, exp_avg_sq, scales, step=step, first=first)
     if low is not None:
         low.copy_(parameter)
+
+
+def _bits(value: Tensor) -> Tensor:
+    return value.contiguous().view(torch.int32).long()
+
+
+def _floats(bits: Tensor) -> Tensor:
+    return bits.int().view(torch.float32)
+
+
+def _dither(n: int, first: int, step: int) -> Tensor:
+    """Return the 32-bit hashes of elements ``first ... first + n - 1`` in a step."""
+    low = 0xFFFFFFFF
+    h = ((torch.arange(first, first + n) & low) * 0x9E3779B1 & low) ^ (step * 0x85EBCA6B & low)
+    h ^= h >> 16
+    h = (h & 0xFFFF) * 0x7FEB352D + (((h >> 16) * 0x7FEB352D & 0xFFFF) << 16) & low
+    return h ^ (h >> 15)
 
 
 def dequantize(
@@ -234,24 +261,46 @@ def dequantize(
 ) -> tuple[Tensor, Tensor]:
     """Return 8-bit moments as fp32."""
     n = exp_avg.numel()
-    wide = [s.repeat_interleave(BLOCK)[:n] for s in scales]
-    c, d = exp_avg.float(), exp_avg_sq.float()
-    return c * c.abs() * (wide[0] / 127.0**2), (d * d) ** 2 * (wide[1] / 255.0**4)
+    found = []
+    for codes, scale, top in ((exp_avg, scales[0], 127), (exp_avg_sq, scales[1], 255)):
+        code = codes.long().abs()
+        wide = (_bits(scale) >> CUT).repeat_interleave(BLOCK)[:n]
+        place = code + wide - top
+        found.append(_floats(torch.where((code > 0) & (place > 0), place << CUT, 0)))
+    return torch.where(exp_avg < 0, -found[0], found[0]), found[1]
 
 
 def quantize_(
-    m: Tensor, v: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scales: tuple[Tensor, Tensor]
+    m: Tensor,
+    v: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    scales: tuple[Tensor, Tensor],
+    *,
+    step: int | None = None,
+    first: int = 0,
 ) -> None:
-    """Write fp32 moments as 8-bit codes."""
-    n = m.numel()
-    for part, source in zip(scales, (m.abs(), v), strict=True):
-        padded = torch.nn.functional.pad(source, (0, -n % BLOCK))
-        part.copy_(padded.view(-1, BLOCK).amax(1))
-    wide = [s.repeat_interleave(BLOCK)[:n].clamp_min(1e-45) for s in scales]
-    code = ((m.abs() / wide[0]).clamp_max(1).sqrt() * 127 + 0.5).floor()
-    exp_avg.copy_(code * m.sign())
-    vcode = ((v / wide[1]).clamp_max(1).sqrt().sqrt() * 255 + 0.5).floor()
-    exp_avg_sq.copy_(torch.where((vcode < 1) & (v > 0), 1, vcode))
+    """Write fp32 moments as 8-bit codes.
+
+    To the nearest code; with ``step`` up or down with the probability that keeps the mean, by a
+    hash of (``first`` + index, step). What :func:`dequantize` returned is written back exactly.
+    """
+    n, rest = m.numel(), (1 << CUT) - 1
+    hashes = None if step is None else _dither(n, first, step)
+    for source, codes, scale, top, least in (
+        (m.abs(), exp_avg, scales[0], 127, 0),
+        (v, exp_avg_sq, scales[1], 255, 1),
+    ):
+        bits = _bits(source)
+        most = torch.nn.functional.pad(bits, (0, -n % BLOCK)).view(-1, BLOCK).amax(1)
+        place = (most + rest) >> CUT
+        scale.copy_(_floats(place << CUT))
+        noise: int | Tensor = 1 << (CUT - 1)
+        if hashes is not None:
+            noise = hashes & rest if top == 127 else hashes >> (32 - CUT)
+        code = ((bits + noise) >> CUT) - place.repeat_interleave(BLOCK)[:n] + top
+        code = torch.where(bits > 0, code.clamp(least, top), 0)
+        codes.copy_(torch.where(m < 0, -code, code) if top == 127 else code)
 
 
 def square_sum(gradient: Tensor) -> tuple[float, bool]:

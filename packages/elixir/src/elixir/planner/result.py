@@ -61,9 +61,12 @@ class Plan:
     ----------
     device_budget, host_budget
         Bytes; the host budget may be None.
-    activation_bytes, gradient_bytes, cache_bytes, resident_bytes
-        The four parts of the device budget: activations at their peak, gradients on their way out,
-        the travelling chunks' cache, chunks that stay.
+    activation_bytes, offload_bytes, gradient_bytes, cache_bytes, resident_bytes
+        The parts of the device budget: activations at their peak, activations and gradients on
+        their way out, the travelling chunks' cache, chunks that stay.
+    recompute, offload
+        Modules whose activations are recomputed, and those whose activations visit the host;
+        all others keep theirs.
     host_bytes, disk_bytes
         What the other tiers hold.
     least_budget
@@ -84,7 +87,9 @@ class Plan:
     step_seconds: tuple[float, ...]
     extras: dict[str, tuple[str, ...]]
     recompute: tuple[str, ...]
-    offload_activations: bool
+    offload: tuple[str, ...]
+    offloads: tuple[tuple[int, int, int, int], ...]
+    offload_bytes: int
     activation_bytes: int
     gradient_bytes: int
     cache_bytes: int
@@ -117,7 +122,8 @@ class Plan:
     @property
     def device_bytes(self) -> int:
         """Bytes of device memory that the plan uses."""
-        return self.activation_bytes + self.gradient_bytes + self.cache_bytes + self.resident_bytes
+        moving = self.offload_bytes + self.gradient_bytes + self.cache_bytes
+        return self.activation_bytes + moving + self.resident_bytes
 
     def explain(self) -> str:
         """Return the plan in words: tiers, bytes, predicted step, bottleneck, least budget."""
@@ -129,7 +135,12 @@ class Plan:
             f"device  {format_bytes(self.device_bytes)} of {format_bytes(self.device_budget)}",
             f"        activations {format_bytes(self.activation_bytes)}"
             + (f", {len(self.recompute)} modules recomputed" if self.recompute else "")
-            + (", saved tensors offloaded" if self.offload_activations else ""),
+            + (f", {len(self.offload)} modules offloaded" if self.offload else ""),
+            *(
+                [f"        activations on their way {format_bytes(self.offload_bytes)}"]
+                if self.offload
+                else []
+            ),
             f"        gradients on their way {format_bytes(self.gradient_bytes)}",
             f"        chunk cache {format_bytes(self.cache_bytes)}",
             f"        resident chunks {format_bytes(self.resident_bytes)}",
@@ -148,7 +159,13 @@ class Plan:
             f"step    {p['seconds']:.4g} s predicted ({self.hardware.get('name', '')}); busy: "
             + ", ".join(f"{k} {v:.4g} s" for k, v in busy.items() if v),
             f"        {format_bytes(p['loaded_bytes'])} in by {int(p['loads'])} loads, "
-            f"{format_bytes(p['stored_bytes'])} out; compute waits {p['stall']:.4g} s",
+            f"{format_bytes(p['stored_bytes'])} out"
+            + (
+                f", {format_bytes(p['offloaded_bytes'])} of activations out and in"
+                if self.offload
+                else ""
+            )
+            + f"; compute waits {p['stall']:.4g} s",
             f"limit   {slowest}",
             f"least   {format_bytes(self.least_budget)} ({self.least_budget} bytes) of device "
             f"memory",
@@ -162,7 +179,7 @@ class Plan:
         -------
         list of dict
             ``device_budget``, ``feasible``, ``seconds``, ``loaded_bytes``, ``resident_bytes``,
-            ``recomputed``.
+            ``recomputed``, ``offloaded``.
 
         Raises
         ------
@@ -185,6 +202,7 @@ class Plan:
                     "loaded_bytes": plan.predicted["loaded_bytes"],
                     "resident_bytes": plan.resident_bytes,
                     "recomputed": len(plan.recompute),
+                    "offloaded": len(plan.offload),
                 }
             )
         return rows
@@ -256,8 +274,9 @@ class Plan:
             )
             data["steps"] = tuple(tuple(s) for s in data["steps"])
             data["extras"] = {k: tuple(v) for k, v in data["extras"].items()}
-            for key in ("step_seconds", "recompute", "notes", "batch"):
+            for key in ("step_seconds", "recompute", "offload", "notes", "batch"):
                 data[key] = tuple(data[key])
+            data["offloads"] = tuple(tuple(row) for row in data["offloads"])
             return cls(**data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path}: not a plan ({error})") from None

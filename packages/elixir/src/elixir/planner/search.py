@@ -1,4 +1,4 @@
-"""The search: recomputation x chunk size x resident chunks, judged by the event simulator."""
+"""The search: recompute, offload or keep x chunk size x resident chunks, by the simulator."""
 
 from __future__ import annotations
 
@@ -53,11 +53,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Variant:
-    """A choice of recomputed modules, with its trace."""
+    """A choice of recomputed and of offloaded modules, with its trace."""
 
     recompute: tuple[str, ...]
     profile: ModelProfile
-    offload_activations: bool = False
+    offload: tuple[str, ...] = ()
+
+    @property
+    def offload_room(self) -> int:
+        """Bytes of activations that may wait on the device for their copy out."""
+        return 2 * max((size for *_, size in self.profile.offloads), default=0)
 
 
 @dataclass
@@ -80,14 +85,14 @@ def search(variants: Sequence[Variant], request: Request) -> Plan:
         If none fits; names the least budget.
     """
     candidates: list[_Candidate] = []
-    leasts: list[int] = []
+    leasts: list[tuple[int, int, _Candidate]] = []
     for variant in variants:
         for chunks, names_least in _packings(variant.profile, request):
             candidate = _prepare(variant, chunks, request)
             fixed = _fixed(candidate, request)
             cache = _least_cache(candidate, request)
             if names_least:
-                leasts.append(fixed + cache)
+                leasts.append((fixed + cache, cache, candidate))
             room = request.device_budget - fixed
             if room < cache:
                 continue
@@ -98,24 +103,36 @@ def search(variants: Sequence[Variant], request: Request) -> Plan:
                 candidate.cache = cache
                 candidate.line = _simulate(candidate, request)
             candidates.append(candidate)
-    least = min(leasts)
+    least, cache, smallest = min(leasts, key=lambda entry: entry[0])
     if not candidates:
         raise InfeasiblePlanError(
             f"device_budget={request.device_budget}: too small by "
             f"{least - request.device_budget} bytes; the least budget is {least} bytes "
-            f"({format_bytes(least)})",
+            f"({format_bytes(least)}){_largest(smallest, cache)}",
             least,
         )
     candidates.sort(key=_cost)
     if request.policy == "elixir" and request.world == 1 and request.moments == "fp32":
-        bases: dict[tuple[str, ...], list[_Candidate]] = {}
+        bases: dict[tuple[tuple[str, ...], ...], list[_Candidate]] = {}
         for candidate in candidates:
-            bases.setdefault(candidate.variant.recompute, []).append(candidate)
+            variant = candidate.variant
+            bases.setdefault((variant.recompute, variant.offload), []).append(candidate)
         best_bases = [c for group in bases.values() for c in group[:2]]
         found = [c for base in best_bases for c in _with_residents(base, request)]
         candidates = sorted([*candidates, *found], key=_cost)
     best = candidates[0]
     return _finish(best, variants, request, least)
+
+
+def _largest(candidate: _Candidate, cache: int) -> str:
+    """Say what the least budget is made of; tensors are not split."""
+    profile = candidate.variant.profile
+    info = max(profile.parameters, key=lambda p: p.numel)
+    return (
+        f": activations {format_bytes(profile.activation_bytes)}, gradients on their way "
+        f"{format_bytes(candidate.gradient)}, chunk cache {format_bytes(cache)}; the largest "
+        f"tensor, {info.name}, takes {format_bytes(info.numel * profile.itemsize)} and is not split"
+    )
 
 
 def _cost(candidate: _Candidate) -> tuple[float, int, int]:
@@ -304,7 +321,8 @@ def _fixed(candidate: _Candidate, request: Request) -> int:
         for c in candidate.chunks
         if c.tier in ("device", "pinned")
     )
-    return int(profile.activation_bytes * request.activation_margin) + candidate.gradient + held
+    activations = int(profile.activation_bytes * request.activation_margin)
+    return activations + candidate.variant.offload_room + candidate.gradient + held
 
 
 def _costs(candidate: _Candidate, request: Request) -> list[ChunkCost]:
@@ -332,6 +350,8 @@ def _simulate(candidate: _Candidate, request: Request, prefetch: int | None = No
         prefetch=request.prefetch if prefetch is None else prefetch,
         step_in_backward=request.step_in_backward,
         gradient_room=candidate.gradient / 2,
+        offloads=candidate.variant.profile.offloads,
+        offload_room=candidate.variant.offload_room or float("inf"),
     )
 
 
@@ -458,7 +478,9 @@ def _finish(best: _Candidate, variants: Sequence[Variant], request: Request, lea
         step_seconds=tuple(best.seconds),
         extras={m: tuple(names[i] for i in v) for m, v in profile.extras.items()},
         recompute=best.variant.recompute,
-        offload_activations=best.variant.offload_activations,
+        offload=best.variant.offload,
+        offloads=tuple(profile.offloads),
+        offload_bytes=best.variant.offload_room,
         activation_bytes=int(profile.activation_bytes * request.activation_margin),
         gradient_bytes=best.gradient,
         cache_bytes=best.cache,
@@ -486,6 +508,7 @@ def _finish(best: _Candidate, variants: Sequence[Variant], request: Request, lea
                 "loads",
                 "loaded_bytes",
                 "stored_bytes",
+                "offloaded_bytes",
             )
         },
         batch=request.batch,
@@ -510,13 +533,18 @@ def _host(best: _Candidate, request: Request) -> tuple[list[ChunkPlan], int, int
         return parameters + gradient + states, 0
 
     chunks = list(best.chunks)
-    total = sum(share(c)[0] for c in chunks)
+    activations = sum(size for *_, size in best.variant.profile.offloads)
+
+    def held() -> int:
+        return activations + sum(share(c)[0] for c in chunks)
+
+    total = held()
     if request.host_budget is not None and total > request.host_budget:
         order = sorted(range(len(chunks)), key=lambda k: -chunks[k].trainable)
         for k in order if request.use_disk else ():
             if chunks[k].tier == "host":
                 chunks[k] = replace(chunks[k], tier="disk")
-                total = sum(share(c)[0] for c in chunks)
+                total = held()
             if total <= request.host_budget:
                 break
         if total > request.host_budget:

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from elixir.planner.cache import Cache
 from elixir.profile.hardware import Hardware
+
+if TYPE_CHECKING:
+    from elixir.planner.result import Plan
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Timeline:
     stall
         Seconds that compute waited for copies.
     loads, loaded_bytes, stored_bytes
-        Traffic of the step.
+        Traffic of chunks and gradients.
+    offloaded_bytes
+        Activations that visited the host.
     events
         (resource, chunk or step, begin, end).
     """
@@ -53,6 +59,7 @@ class Timeline:
     loads: int = 0
     loaded_bytes: int = 0
     stored_bytes: int = 0
+    offloaded_bytes: int = 0
     feasible: bool = True
     events: list[tuple[str, int, float, float]] = field(default_factory=list)
 
@@ -101,6 +108,8 @@ def simulate(
     prefetch: int = 2,
     step_in_backward: bool = False,
     gradient_room: float = float("inf"),
+    offloads: Sequence[tuple[int, int, int, int]] = (),
+    offload_room: float = float("inf"),
     keep_events: bool = False,
 ) -> Timeline:
     """Run one training step through the model of the machine.
@@ -117,6 +126,9 @@ def simulate(
         Chunks looked ahead; 0 fetches on demand.
     gradient_room
         Bytes of gradients that may wait on the device for their copy.
+    offloads, offload_room
+        Activations on the host, as in :class:`elixir.profile.trace.ModelProfile`; bytes that may
+        wait for their copy out.
 
     Returns
     -------
@@ -159,6 +171,14 @@ def simulate(
         note("h2d", chunk, begin, up)
         return True
 
+    leaving: dict[int, list[int]] = {}
+    calling: dict[int, list[int]] = {}
+    needing: dict[int, list[int]] = {}
+    for row, (out, called, needed, _) in enumerate(offloads):
+        leaving.setdefault(out, []).append(row)
+        calling.setdefault(called, []).append(row)
+        needing.setdefault(needed, []).append(row)
+    left, there = [0.0] * len(offloads), [0.0] * len(offloads)
     finished: list[int] = []
     for position, need in enumerate(travel):
         cache.position = position
@@ -168,7 +188,14 @@ def simulate(
             if chunk not in cache.offset and not load(chunk, -1, compute):
                 line.feasible = False
                 return line
-        start = max([compute, *(ready[c] for c in need)])
+        for row in calling.get(position, ()):
+            begin = max(up, compute, left[row])
+            up = begin + hardware.latency + offloads[row][3] / hardware.h2d
+            line.h2d += up - begin
+            there[row] = up
+            note("h2d", -1, begin, up)
+        waited = [there[row] for row in needing.get(position, ())]
+        start = max([compute, *(ready[c] for c in need), *waited])
         line.stall += start - compute
         end = start + seconds[position]
         note("compute", position, start, end)
@@ -180,6 +207,18 @@ def simulate(
         for chunk in need:
             cache.pins[chunk] -= 1
         compute = end
+        for row in leaving.get(position, ()):
+            size = offloads[row][3]
+            begin = max(down, compute)
+            down = begin + hardware.latency + size / hardware.d2h
+            line.d2h += down - begin
+            line.offloaded_bytes += size
+            left[row] = down
+            note("d2h", -1, begin, down)
+            held = down - offload_room / hardware.d2h
+            if held > compute:
+                line.stall += held - compute
+                compute = held
         for chunk in sorted(finishing.get(position, ()), reverse=True):
             cost = chunks[chunk]
             if not cost.trainable:
@@ -219,6 +258,30 @@ def simulate(
     line.seconds = max(compute, up, down, host, disk)
     line.loads, line.loaded_bytes = cache.loads, cache.loaded_bytes
     return line
+
+
+def simulate_plan(plan: Plan, *, keep_events: bool = True) -> Timeline:
+    """Run a plan through the simulator again, as the search judged it."""
+    itemsize = 4 if plan.dtype == "float32" else 2
+    state = 8 if itemsize == 4 else 12
+    costs = [
+        ChunkCost(c.bytes, c.trainable // plan.world, c.tier, state, itemsize * plan.world)
+        for c in plan.chunks
+    ]
+    return simulate(
+        costs,
+        plan.steps,
+        plan.forward_steps,
+        plan.step_seconds,
+        plan.cache_bytes,
+        Hardware(**plan.hardware),
+        prefetch=plan.prefetch,
+        step_in_backward=plan.step_in_backward,
+        gradient_room=plan.gradient_bytes / 2,
+        offloads=plan.offloads,
+        offload_room=plan.offload_bytes or float("inf"),
+        keep_events=keep_events,
+    )
 
 
 def _adam(

@@ -61,6 +61,9 @@ class ModelProfile:
         Module name to parameters that it reads although their owner is not running.
     blocks
         Repeated modules: candidates for recomputation.
+    offloads
+        Storages that visit the host: (step after which it leaves, step before which it is called
+        back, step before which it is needed, bytes).
     """
 
     parameters: list[ParameterInfo]
@@ -75,6 +78,7 @@ class ModelProfile:
     itemsize: int
     fake: bool = True
     notes: list[str] = field(default_factory=list)
+    offloads: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     @property
     def numel(self) -> int:
@@ -218,6 +222,42 @@ class _Recorder(TorchDispatchMode):
                 self.extras.setdefault(self.stack[-1], set()).add(index)
 
 
+class _Ledger:
+    """Stands for the host in a trace: bytes that leave are gone, bytes that return are made."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        self.recorder = recorder
+        self.rows: list[list[int]] = []
+
+    def out(self, tensor: Tensor) -> list[int]:
+        position = max(len(self.recorder.steps) - 1, 0)
+        row = [position, -1, -1, tensor.untyped_storage().nbytes()]
+        self.rows.append(row)
+        return row
+
+    def back(self, token: list[int]) -> Tensor:
+        if token[1] < 0:
+            token[1] = len(self.recorder.steps)
+        with torch.no_grad():
+            return torch.empty(token[3], dtype=torch.uint8)
+
+    def arrived(self, token: list[int]) -> None:
+        if token[2] < 0:
+            token[2] = len(self.recorder.steps)
+
+    def free(self, token: list[int]) -> None:
+        pass
+
+    def moves(self, steps: int) -> list[tuple[int, int, int, int]]:
+        """Return the rows that came back, positions within the trace."""
+        last = max(steps - 1, 0)
+        return [
+            (out, min(called, last), min(needed if needed >= 0 else last, last), size)
+            for out, called, needed, size in self.rows
+            if called >= 0
+        ]
+
+
 @contextmanager
 def _swapped(
     model: nn.Module, make: Callable[[Tensor], Tensor]
@@ -248,6 +288,7 @@ def profile(
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     dtype: torch.dtype | None = None,
     recompute: Sequence[str] = (),
+    offload: Sequence[str] = (),
     fake: bool | None = None,
 ) -> ModelProfile:
     """Trace one training step of a model.
@@ -264,6 +305,8 @@ def profile(
         Compute dtype of the parameters; by default their own.
     recompute
         Names of modules that are recomputed in the backward pass.
+    offload
+        Names of modules whose saved activations visit the host.
     fake
         True: FakeTensor only; False: real tensors; None: FakeTensor, then real if it fails.
 
@@ -275,7 +318,12 @@ def profile(
     parameters = unique_parameters(model)
     if not any(p.requires_grad for _, p in parameters):
         raise ValueError("model: has no trainable parameter")
-    options: dict[str, Any] = {"loss_fn": loss_fn, "dtype": dtype, "recompute": recompute}
+    options: dict[str, Any] = {
+        "loss_fn": loss_fn,
+        "dtype": dtype,
+        "recompute": recompute,
+        "offload": offload,
+    }
     if fake is not False:
         try:
             return _trace(model, batch, fake=True, **options)
@@ -302,7 +350,9 @@ def _trace(
     loss_fn: Callable[[Any, Any], Tensor] | None,
     dtype: torch.dtype | None,
     recompute: Sequence[str],
+    offload: Sequence[str],
 ) -> ModelProfile:
+    from elixir.runtime.offload import Tape, offloaded
     from elixir.runtime.recompute import recomputed
 
     mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else None
@@ -374,8 +424,13 @@ def _trace(
                 )
             )
             inputs = tree_map(make_input, batch)
-            wrappers = recomputed(model, recompute)
-            with wrappers:
+            buffers = {b.untyped_storage()._cdata for b in model.buffers()}
+            carrier = _Ledger(recorder)
+            tape = Tape(carrier, lambda t: t.untyped_storage()._cdata in storages.keys() | buffers)
+            with (
+                recomputed(model, recompute),
+                offloaded(model, offload, (tape.pack, tape.unpack)),
+            ):
                 _step(model, inputs, recorder, mode, loss_fn)
     finally:
         for handle in handles:
@@ -405,6 +460,7 @@ def _trace(
         find_blocks(model),
         itemsize,
         fake,
+        offloads=carrier.moves(len(recorder.steps)),
     )
 
 

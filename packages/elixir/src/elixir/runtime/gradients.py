@@ -59,7 +59,7 @@ class Gradients:
         """Return the hook that takes a parameter's gradient."""
 
         def take(parameter: Tensor) -> None:
-            self.engine._begin_backward()
+            self.engine.begin_backward()
             gradient = parameter.grad
             parameter.grad = None
             if gradient is None:
@@ -143,7 +143,8 @@ class Gradients:
         device = engine.device
         work = buffer.to(device, non_blocking=True) if device.type == "cuda" else buffer
         low, high = chunk.shard
-        if high - low == buffer.numel():
+        # gloo's reduce-scatter is an all-reduce of a copy: in place it costs no copy
+        if high - low == buffer.numel() or dist.get_backend(engine.group) == "gloo":
             handle = dist.all_reduce(work, group=engine.group, async_op=True)
             target = None if work is buffer else buffer
             chunk.reducing = (handle, work, target)

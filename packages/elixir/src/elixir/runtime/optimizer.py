@@ -241,14 +241,16 @@ class ChunkOptimizer(torch.optim.Optimizer):
         engine, gradients = self.engine, self.engine.gradients
         scale = 1.0 / engine.world
         coefficient = 1.0
-        for chunk in engine.chunks:
-            gradients.wait(chunk)
-            gradients.finish_reduction(chunk)
+        judged = self.scaler or self.max_grad_norm or self._coefficient is not None
+        if judged or self.inner is not None:
+            for chunk in engine.chunks:
+                gradients.wait(chunk)
+                gradients.finish_reduction(chunk)
         for chunk in engine.chunks:
             if chunk.stepping is not None:
                 chunk.stepping.result()
                 chunk.stepping = None
-        if self.scaler or self.max_grad_norm or self._coefficient is not None:
+        if judged:
             norm, bad = self._norm()
             self.last_norm = norm
             if self.scaler:
@@ -268,7 +270,10 @@ class ChunkOptimizer(torch.optim.Optimizer):
         if self.inner is not None:
             self._step_inner(scale)
         else:
-            for chunk in engine.chunks:
+            # in the order of the reductions: while one chunk is updated, the next is under way
+            for chunk in reversed(engine.chunks):
+                gradients.wait(chunk)
+                gradients.finish_reduction(chunk)
                 if chunk.index not in self._stepped:
                     self._update(chunk, scale)
                 self._publish(chunk)
@@ -315,9 +320,8 @@ class ChunkOptimizer(torch.optim.Optimizer):
                 )
                 chunk.host.copy_(whole)
             else:
-                part = chunk.host[low:high].clone()
                 chunk.gathering = dist.all_gather_into_tensor(
-                    chunk.host, part, group=engine.group, async_op=True
+                    chunk.host, chunk.host[low:high], group=engine.group, async_op=True
                 )
                 if not engine.moves(chunk):
                     chunk.gathering.wait()

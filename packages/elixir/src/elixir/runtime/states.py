@@ -190,6 +190,7 @@ class ChunkStates:
                 gradient,
                 rounded,
                 step=state.step,
+                first=state.low,
                 **extra,
             )
         else:

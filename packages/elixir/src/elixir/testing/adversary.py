@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from elixir.memory.mover import HostMover
@@ -16,7 +17,8 @@ class _Deferred:
 
     def run(self) -> None:
         if not self.done:
-            self.target.copy_(self.source)
+            with torch.no_grad():
+                self.target.copy_(self.source)
             self.done = True
 
     def wait(self) -> None:
@@ -47,7 +49,8 @@ class AdversarialMover(HostMover):
         self.moved[direction] += target.nbytes
         self.copies[direction] += 1
         if direction == "h2d":
-            target.fill_(float("nan"))  # whoever reads before waiting reads this
+            # whoever reads before waiting reads this: NaN in every float type
+            target.view(torch.uint8).fill_(0xFF)
         ticket = _Deferred(self, target, source)
         self.pending.append(ticket)
         return ticket
