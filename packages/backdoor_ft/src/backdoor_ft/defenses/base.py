@@ -243,7 +243,7 @@ def check_fit(model: nn.Module, clean: LabeledData) -> None:
 
 
 def make(name: str, **config: Any) -> Defense:
-    """Return a defence by its name.
+    """Return a defence by its name; parameters may be plain values, as a TOML file holds them.
 
     Raises
     ------
@@ -253,7 +253,10 @@ def make(name: str, **config: Any) -> Defense:
     if name not in REGISTRY:
         raise InputError(f"method={name!r} is not known: auto, {', '.join(sorted(REGISTRY))}")
     try:
-        return REGISTRY[name](**config)
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        if isinstance(plain.get("augment"), dict):
+            plain["augment"] = Augment(**plain["augment"])
+        return REGISTRY[name](**plain)
     except TypeError as error:
         raise InputError(f"method={name!r} has no such parameter: {error}") from error
 
