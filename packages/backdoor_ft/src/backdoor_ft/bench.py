@@ -231,3 +231,23 @@ def table_csv(rows: list[dict[str, Any]]) -> str:
 def describe(matrix: Matrix) -> dict[str, Any]:
     """Return a matrix as plain values."""
     return {**asdict(matrix), "torch": torch.__version__}
+
+
+def table_parquet(rows: list[dict[str, Any]]) -> bytes:
+    """Return the long table as a Parquet file.
+
+    Raises
+    ------
+    InputError
+        pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise InputError(
+            "a Parquet table needs pyarrow: pip install 'backdoor-ft[parquet]'"
+        ) from error
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{k: r[k] for k in COLUMNS} for r in rows]), sink)
+    return sink.getvalue()
