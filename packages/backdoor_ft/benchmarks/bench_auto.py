@@ -44,7 +44,7 @@ def main() -> None:
             for name in (*ATTACKS, "none"):
                 plan = plan_attack("badnets" if name == "none" else name, own, seed=seed)
                 victim = train(
-                    lambda: build(network, 1, 10, 8, seed),
+                    build(network, 1, 10, 8, seed),
                     own if name == "none" else plan.dataset,
                     recipe="digits",
                     seed=seed,

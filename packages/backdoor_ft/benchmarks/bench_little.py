@@ -67,7 +67,7 @@ def main() -> None:
         fine = (mean <= 0.05 and fall <= 0.02) if share < 0.1 else worst <= 0.1
         goals.append(
             goal(
-                f"digits: super-fine-tuning on {share:.0%} clean data ({round(1200 * share)} images)",
+                f"digits: super-fine-tuning on {share:.0%} clean data ({1200 * share:.0f} images)",
                 bar,
                 f"ASR mean {mean:.3f}, worst {worst:.3f}; accuracy {-100 * fall:+.1f} points"
                 " at worst",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ PATTERN = ((-2, -2), (-3, -3), (-2, -4), (-4, -2))  # add_pattern_bd at its defa
 
 
 def art_path(images: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """What ART's documentation does: poison the chosen images and write them back."""
+    """Poison the chosen images as ART's documentation does, and write them back."""
     attack = PoisoningAttackBackdoor(lambda x: add_pattern_bd(x, channels_first=True))
     labels = np.tile(np.eye(10, dtype=np.float32)[0], (len(index), 1))
     images[index], _ = attack.poison(images[index], labels)
@@ -66,11 +67,11 @@ def main() -> None:
         plan.apply_(mine)
         assert np.array_equal(mine.inputs.numpy(), peer)
         assert np.array_equal(plan.apply(data).inputs.numpy(), peer)
-        work = {
-            "in place": lambda: plan.apply_(mine),
-            "copy of the data set": lambda: plan.apply(data),
-            "ART": lambda: art_path(peer, index),
-            "Pillow loop": lambda: pillow_path(peer, index),
+        work: dict[str, Callable[[], object]] = {
+            "in place": partial(plan.apply_, mine),
+            "copy of the data set": partial(plan.apply, data),
+            "ART": partial(art_path, peer, index),
+            "Pillow loop": partial(pillow_path, peer, index),
         }
         found: dict[str, list[float]] = {name: [] for name in work}
         for _ in range(arguments.repeats):

@@ -53,12 +53,15 @@ def main() -> None:
                     continue
                 pair = {"repaired": repaired, "never backdoored": scratch}
                 entry = [name, seed]
-                for audit in (
-                    lambda m: retuning_attack(m, clean, test, plan, seed),
-                    lambda m: query_reactivation(m, victim, clean, test, plan, seed=seed),
-                    lambda m: reinjection_curve(m, "", clean, test, plan, steps=80, seed=seed).half,
-                ):
-                    entry += [audit(m) for m in pair.values()]
+                entry += [retuning_attack(m, clean, test, plan, seed) for m in pair.values()]
+                entry += [
+                    query_reactivation(m, victim, clean, test, plan, seed=seed)
+                    for m in pair.values()
+                ]
+                entry += [
+                    reinjection_curve(m, n, clean, test, plan, steps=80, seed=seed).half
+                    for n, m in pair.items()
+                ]
                 back.append(entry)
                 print(entry, flush=True)
     goals = [

@@ -54,7 +54,7 @@ def test_kernels_touch_nothing_outside_their_buffers(program: Path) -> None:
 
 
 @pytest.mark.stress
-def test_the_sanitizer_would_see_a_window_off_the_image(program: Path) -> None:
+def test_the_sanitizer_would_see_a_table_that_is_too_short(program: Path) -> None:
     """Without this, a sanitizer that is switched off would pass the test above."""
     done = subprocess.run([program, "off"], capture_output=True, text=True, check=False)
     assert done.returncode != 0

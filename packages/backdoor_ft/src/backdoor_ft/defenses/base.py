@@ -253,9 +253,12 @@ def make(name: str, **config: Any) -> Defense:
     if name not in REGISTRY:
         raise InputError(f"method={name!r} is not known: auto, {', '.join(sorted(REGISTRY))}")
     try:
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-        if isinstance(plain.get("augment"), dict):
-            plain["augment"] = Augment(**plain["augment"])
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
+        }
+        augment = plain.get("augment")
+        if isinstance(augment, dict):
+            plain["augment"] = Augment(**augment)
         return REGISTRY[name](**plain)
     except TypeError as error:
         raise InputError(f"method={name!r} has no such parameter: {error}") from error
