@@ -74,19 +74,19 @@ def main() -> None:
             f"LiRA on the digits' network with {arguments.shadows} shadow models",
             "at most 10 minutes of processor time",
             f"{spent / 60:.1f} minutes, {trained / 60:.1f} of them training",
-            spent <= 600,
+            bool(spent <= 600),
         ),
         goal(
             "LiRA: AUC against the rank statistic (scipy)",
             "1e-9",
             f"{apart:.1e} apart at most",
-            apart <= 1e-9,
+            bool(apart <= 1e-9),
         ),
         goal(
             "training 16 networks at once against a loop on the processor",
             "at least 3 times",
             ", ".join(f"{k} {v:.1f} times" for k, v in ratios.items()),
-            min(ratios.values()) >= 3,
+            bool(min(ratios.values()) >= 3),
             "shadow models take the faster of the two: a loop for convolutions",
         ),
     ]
