@@ -77,9 +77,7 @@ def main() -> None:
          "columns": ["attack", "repair", *columns], "rows": means},
         {"title": "Every run", "columns": ["attack", "seed", "repair", *columns], "rows": rows},
     ]  # fmt: skip
-    command = "python benchmarks/bench_digits.py --out benchmarks/results"
-    write(arguments.out, "bench_digits", "Digits: three attacks, five seeds", command, goals,
-          tables, arguments.threads)  # fmt: skip
+    write(arguments, "bench_digits", "Digits: three attacks, five seeds", goals, tables)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,34 +27,39 @@ def goal(name: str, bar: str, measured: str, met: bool | None, note: str = "") -
     return row | ({"note": note} if note else {})
 
 
+def command() -> str:
+    """Return the command line of this run; a path outside the folder is cut to its last name."""
+    words = []
+    for word in sys.argv[1:]:
+        path = Path(word)
+        words.append(path.name if path.is_absolute() else word)
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
 def write(
-    out: Path,
+    arguments: argparse.Namespace,
     name: str,
     title: str,
-    command: str,
     goals: list[dict],
     tables: list[dict],
-    threads: int,
     packages: tuple[str, ...] = ("torch", "numpy", "scikit-learn"),
-    accelerator: str | None = None,
 ) -> None:
     """Write the result and print its tables."""
-    environment = describe(threads, packages)
-    if accelerator:
-        environment["accelerator"] = accelerator
     result = {
         "schema_version": 1,
         "package": "backdoor_ft",
         "version": version("backdoor-ft"),
         "benchmark": name,
         "title": title,
-        "command": command,
-        "environment": environment,
+        "command": command(),
+        "environment": describe(arguments.threads, packages),
         "goals": goals,
         "tables": tables,
     }
-    make_folder(out)
-    path = write_atomically(out / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
+    make_folder(arguments.out)
+    path = write_atomically(
+        arguments.out / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode()
+    )
     for row in goals:
         print(f"{row['name']}: {row['measured']} (bar {row['goal']}, met {row['met']})")
     for table in tables:

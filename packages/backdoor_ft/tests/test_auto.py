@@ -34,6 +34,13 @@ def test_a_clean_model_does_not_get_worse(digits, scratch, halves):
     assert accuracy(result.model, test) >= accuracy(scratch, test) - 0.02
 
 
+def test_auto_leaves_a_clean_model_unharmed(digits, scratch, halves):
+    val, test = halves
+    result = bft.repair(scratch, digits[0], val=val, method="auto", max_acc_drop=0.005)
+    assert accuracy(result.model, val) >= accuracy(scratch, val) - 0.005
+    assert accuracy(result.model, test) >= accuracy(scratch, test) - 0.01
+
+
 def test_contaminated_clean_data_are_caught_by_the_guard(digits, badnets, halves):
     """Labels of the clean set are wrong: every repair breaks the model, the victim comes back."""
     victim, _ = badnets

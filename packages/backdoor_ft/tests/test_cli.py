@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import signal
@@ -34,8 +35,8 @@ def test_run_folders_eval_and_sequela(folders, capsys):
     victim, fixed = folders / "victim", folders / "fixed"
     names = {p.name for p in victim.iterdir()}
     assert {"run.json", "model.safetensors", "plan.json", "poison_index.npy"} <= names
-    assert len((fixed / "lr.csv").read_text().splitlines()) == 401
-    assert len((fixed / "metrics.jsonl").read_text().splitlines()) == 400
+    assert len((fixed / "lr.csv").read_text().splitlines()) == 361
+    assert len((fixed / "metrics.jsonl").read_text().splitlines()) == 360
     assert run("eval", victim, fixed, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["der"] > 0.95
@@ -51,6 +52,19 @@ def test_repair_of_a_bare_checkpoint(folders, tmp_path, capsys):
                "--max-acc-drop", 0.1, "--out", tmp_path / "f", "--json")  # fmt: skip
     assert code == 0
     assert json.loads(capsys.readouterr().out)["method"] == "bn_recalibration"
+
+
+def test_repair_that_filters_the_poisoned_set(folders, tmp_path, capsys):
+    victim = folders / "victim"
+    out = tmp_path / "filtered"
+    code = run("repair", victim, "--method", "spectral", "--poisoned", "plan", "--max-acc-drop",
+               0.2, "--out", out)  # fmt: skip
+    assert code == 0
+    assert "training samples dropped" in capsys.readouterr().out
+    assert run("repair", victim, "--method", "abl", "--out", out) == 2
+    assert "poisoned" in capsys.readouterr().err
+    assert run("repair", "--checkpoint", victim / "model.safetensors", "--model", "cnn", "--clean",
+               "digits", "--poisoned", "plan", "--out", out) == 2  # fmt: skip
 
 
 def test_guard_has_its_exit_code(folders, digits, tmp_path, capsys):
@@ -139,6 +153,23 @@ def test_matrix_is_cached_and_addressed_by_content(tmp_path, capsys):
     assert "Means over finished cells" in page.read_text()
     (tmp_path / "s/cells" / next(iter(cells))).write_text("{")
     assert run("report", tmp_path / "s", "--html", page) == 2
+
+
+def test_parquet_table_and_settings(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    text = (
+        'attacks = ["badnets"]\ndefenses = ["none", "ft"]\ngate = 0.0\nrecipe = "digits"\n'
+        "[settings.ft]\nsteps = 2\naugment = {pad = 1}\n"
+    )
+    (tmp_path / "m.toml").write_text(text)
+    table = tmp_path / "t.parquet"
+    assert run("bench", tmp_path / "m.toml", "--out", tmp_path / "s", "--parquet", table) == 0
+    found = pq.read_table(table).to_pylist()
+    assert [r["defense"] for r in found] == ["none", "ft"]
+    with (tmp_path / "s" / "table.csv").open() as file:
+        assert [float(r["asr"]) for r in csv.DictReader(file)] == [r["asr"] for r in found]
+    (tmp_path / "m.toml").write_text(text.replace("steps", "strides"))
+    assert run("bench", tmp_path / "m.toml", "--out", tmp_path / "s") == 2
 
 
 def test_matrix_survives_a_kill(tmp_path):

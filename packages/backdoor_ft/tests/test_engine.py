@@ -10,6 +10,7 @@ from backdoor_ft import DivergedError, InputError, models
 from backdoor_ft.augment import Augment
 from backdoor_ft.ckpt import load_model, read_state, save_model
 from backdoor_ft.engine import batches, evaluating, fit, predict
+from backdoor_ft.metrics import accuracy
 from backdoor_ft.stacked import fit_stacked
 from torch import nn
 
@@ -74,6 +75,22 @@ def test_modes_are_put_back(digits):
 def test_divergence_is_reported(digits):
     with pytest.raises(DivergedError):
         fit(models.build("mlp", 1, 10, 8), digits[0], steps=200, batch_size=64, rate=lambda s: 1e6)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_learns_in_full_precision_weights(digits, precision):
+    train, test = digits
+    recipe = bft.Recipe(steps=120, precision=precision)
+    model = bft.train(models.SmallCNN, train, recipe=recipe, seed=0)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert accuracy(model, test) >= 0.93
+    plain = bft.train(models.SmallCNN, train, recipe=bft.Recipe(steps=120), seed=0)
+    assert not torch.equal(model.head.weight, plain.head.weight)
+
+
+def test_unknown_precision(digits):
+    with pytest.raises(InputError, match="precision"):
+        bft.train(models.SmallCNN, digits[0], recipe=bft.Recipe(steps=1, precision="int4"))
 
 
 def test_unknown_recipe(digits):

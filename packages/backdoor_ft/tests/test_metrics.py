@@ -101,3 +101,15 @@ def test_evaluation_mode_does_not_leak(digits):
     model = models.build("cnn", 1, 10, 8).train()
     accuracy(model, digits[1])
     assert model.training
+
+
+def test_der_interval_covers_der_and_is_a_point_without_doubt(digits, badnets, repaired):
+    victim, plan = badnets
+    found = evaluate(before=victim, after=repaired, test=digits[1], plan=plan)
+    low, high = found.der_interval
+    assert low <= found.der <= high <= 1
+    one, two = found.before, found.after
+    falls = two.successes.mean() - one.successes.mean(), two.hits.mean() - one.hits.mean()
+    assert found.der == pytest.approx((max(0, -falls[0]) - max(0, -falls[1]) + 1) / 2)
+    same = evaluate(before=victim, after=victim, test=digits[1], plan=plan)
+    assert same.der_interval == (0.5, 0.5)

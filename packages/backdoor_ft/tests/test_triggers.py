@@ -15,6 +15,7 @@ from backdoor_ft.triggers import (
     InputAware,
     LabelConsistent,
     LowFrequency,
+    Pixels,
     RareWord,
     SSBALike,
     Trigger,
@@ -27,7 +28,7 @@ from scipy.ndimage import map_coordinates
 
 IMAGES = [
     BadNets(), Blended(), SIG(), LowFrequency(), SSBALike(), WaNet(), BPP(), CTRL(),
-    LabelConsistent(), AdaptiveBlend(), InputAware(channels=3),
+    LabelConsistent(), AdaptiveBlend(), InputAware(channels=3), Pixels(),
 ]  # fmt: skip
 
 
@@ -49,6 +50,28 @@ def test_every_trigger_changes_keeps_range_is_pure_and_is_stored(trigger):
     again = Trigger.from_json(trigger.to_json())
     assert again == trigger
     assert trigger.cover(x, 1).shape == x.shape
+
+
+@pytest.mark.parametrize("trigger", IMAGES, ids=lambda t: t.name)
+def test_in_place_gives_the_same_bits_and_touches_no_other_input(trigger):
+    x = images(6)
+    expected = x.clone()
+    index = torch.tensor([1, 4])
+    expected[index] = trigger.apply(x[index])
+    trigger.apply_(x, index)
+    assert torch.equal(x, expected)
+
+
+def test_pixels_sets_what_arts_pattern_sets():
+    """ART's add_pattern_bd at distance 2, read from its source: four pixels of every channel."""
+    x = images(2, 3, 8)
+    changed = (Pixels().apply(x) != x).nonzero()
+    assert {(int(r), int(c)) for _, _, r, c in changed} == {(6, 6), (5, 5), (6, 4), (4, 6)}
+    for bad in ({"positions": ()}, {"value": 2.0}):
+        with pytest.raises(InputError):
+            Pixels(**bad)
+    with pytest.raises(InputError, match="off the image"):
+        Pixels(((-9, 0),)).apply(x)
 
 
 def test_registry_holds_every_trigger():

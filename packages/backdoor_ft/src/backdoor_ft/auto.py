@@ -26,7 +26,7 @@ from backdoor_ft.defenses.base import (
 from backdoor_ft.defenses.tuning import SuperFT
 from backdoor_ft.engine import OnStep, fit, predict
 from backdoor_ft.errors import DivergedError, InputError
-from backdoor_ft.metrics import accuracy, attack_success
+from backdoor_ft.metrics import accuracy, attack_success, wilson
 from backdoor_ft.poison import PoisonPlan, poison
 from backdoor_ft.schedules import dose
 from backdoor_ft.triggers import SIG, BadNets, Blended, RareWord, Trigger
@@ -101,9 +101,9 @@ def strengths(limit: float, clean: LabeledData) -> list[SuperFT]:
     augment = Augment(pad=max(clean.inputs.shape[-1] // 16, 1)) if (
         little and not clean.is_text
     ) else Augment()  # fmt: skip
-    peaks = [p for p in (0.3, 0.6, 1.0, 2.0) if p <= limit] or [limit / 2]
+    peaks = [p for p in (0.1, 0.3, 1.0, 1.5) if p <= limit] or [limit / 2]
     ladder = [
-        SuperFT(lr_max1=p, lr_max2=min(0.05, p), phase1=200, phase2=160, batch_size=64,
+        SuperFT(lr_max1=p, lr_max2=min(0.1, p / 2), phase1=200, phase2=160, batch_size=64,
                 augment=augment)
         for p in peaks
     ]  # fmt: skip
@@ -182,15 +182,19 @@ def auto(
     for level, setting in enumerate(ladder[:-1]):
         if not decoys or time.monotonic() - started > limit_s / 2:
             break
-        found = []
+        found, erased = [], []
         for decoy, plan, _ in decoys:
             tuned = setting.repair(decoy, data, seed=seed).model
+            count = len(plan.victims(held))
             found.append(attack_success(tuned, held, plan))
-            if found[-1] > ERASED + _floor(model, held, plan):
+            # a small held-out set cannot tell .05 from a little more: the interval decides
+            low = wilson(round(found[-1] * count), count).low
+            erased.append(low <= ERASED + _floor(model, held, plan))
+            if not erased[-1]:
                 break
         names = ", ".join(f"{p.trigger.name} {a:.2f}" for (_, p, _), a in zip(decoys, found))
         notes.append(f"decoys at peak {setting.lr_max1:g}: ASR {names}")
-        if len(found) == len(decoys) and found[-1] <= ERASED + _floor(model, held, decoys[-1][1]):
+        if all(erased):
             chosen = level
             break
     if not decoys:

@@ -10,7 +10,7 @@ import json
 import time
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from backdoor_ft.attacks import PRESETS, attack
 from backdoor_ft.auto import repair
 from backdoor_ft.ckpt import load_model, save_model
 from backdoor_ft.data import LabeledData, load
-from backdoor_ft.defenses import REGISTRY
+from backdoor_ft.defenses import REGISTRY, make
 from backdoor_ft.errors import DivergedError, InputError
 from backdoor_ft.files import make_folder, write_atomically
 from backdoor_ft.metrics import defense_effectiveness, score
@@ -47,6 +47,7 @@ class Matrix:
     clean : share of the training set that the defender has
     gate : ASR that an attack must reach; weaker victims are marked and not repaired
     limit : most images of each class, for zip files
+    settings : parameters of defences, by name: ``{"superft": {"lr_max1": 0.5}}``
     """
 
     data: str = "digits"
@@ -59,6 +60,7 @@ class Matrix:
     clean: float = 1.0
     gate: float = 0.9
     limit: int | None = None
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := set(self.attacks) - {*PRESETS, "input_aware"}:
@@ -69,6 +71,8 @@ class Matrix:
             )
         if not 0 < self.clean <= 1:
             raise InputError(f"clean={self.clean} is not allowed: 0 < clean <= 1")
+        for name, config in self.settings.items():
+            make(name, **config)
 
     @staticmethod
     def read(path: Path | str) -> Matrix:
@@ -127,7 +131,10 @@ def run_matrix(
     rows: list[dict[str, Any]] = []
     for name, defense, ratio, seed in matrix.cells():
         key = {**common, "attack": name, "ratio": ratio, "seed": seed}
-        cell = address({**key, "defense": defense, "clean": matrix.clean, "gate": matrix.gate})
+        of_cell = {**key, "defense": defense, "clean": matrix.clean, "gate": matrix.gate}
+        if matrix.settings.get(defense):
+            of_cell["settings"] = matrix.settings[defense]
+        cell = address(of_cell)
         path = root / "cells" / f"{cell}.json"
         if path.exists():
             row = json.loads(path.read_text())
@@ -192,6 +199,7 @@ def _cell(
             found = repair(
                 victim, clean, method=defense, poisoned=plan.dataset, seed=seed,
                 max_acc_drop=0.02 if defense == "auto" else None,
+                **matrix.settings.get(defense, {}),
             )  # fmt: skip
             after = score(found.model, test, plan)
             row |= {"dose": found.dose, "displacement": found.displacement}
@@ -223,3 +231,23 @@ def table_csv(rows: list[dict[str, Any]]) -> str:
 def describe(matrix: Matrix) -> dict[str, Any]:
     """Return a matrix as plain values."""
     return {**asdict(matrix), "torch": torch.__version__}
+
+
+def table_parquet(rows: list[dict[str, Any]]) -> bytes:
+    """Return the long table as a Parquet file.
+
+    Raises
+    ------
+    InputError
+        pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise InputError(
+            "a Parquet table needs pyarrow: pip install 'backdoor-ft[parquet]'"
+        ) from error
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{k: r[k] for k in COLUMNS} for r in rows]), sink)
+    return sink.getvalue()

@@ -18,7 +18,7 @@ from torch import nn
 
 from backdoor_ft.attacks import attack
 from backdoor_ft.auto import repair
-from backdoor_ft.bench import COLUMNS, Matrix, run_matrix
+from backdoor_ft.bench import COLUMNS, Matrix, run_matrix, table_parquet
 from backdoor_ft.ckpt import load_model, save_model
 from backdoor_ft.data import LabeledData, load
 from backdoor_ft.defenses import RepairResult, Scratch
@@ -227,6 +227,7 @@ def repair_command(
     checkpoint: Path | None = None,
     model: str | None = None,
     clean: str | None = None,
+    poisoned: str | None = None,
     method: str = "auto",
     max_acc_drop: float = 0.01,
     budget: str | None = None,
@@ -250,9 +251,12 @@ def repair_command(
         Network of the checkpoint, as for 'attack'.
     clean
         Clean data, as for 'attack --data'; the victim's data set without it.
+    poisoned
+        The poisoned training set, as for 'attack --data', for abl, activation_clustering and
+        spectral, which filter it; "plan" takes the victim folder's data set with its plan applied.
     method
         auto, superft, ft, ft_sam, fst, nad, fine_pruning, anp, clp, rnp, ibau, sau, nc, d3, pam,
-        head_only, bn_recalibration, scratch.
+        head_only, bn_recalibration, scratch; abl, activation_clustering, spectral.
     max_acc_drop
         Accuracy on held-out clean data that may be lost; else exit code 3 and no files.
     budget
@@ -277,10 +281,18 @@ def repair_command(
         data, spec = load(clean, "train", limit), model
         network = load_model(_network(model, data), checkpoint)
         run = {"data": clean, "limit": limit}
+    filtered = None
+    if poisoned == "plan":
+        if victim is None:
+            raise InputError("poisoned='plan' is not allowed with --checkpoint: name the data")
+        filtered = PoisonPlan.load(victim, load(run["data"], "train", run.get("limit"))).dataset
+    elif poisoned is not None:
+        filtered = load(poisoned, "train", limit)
     with _progress(f"repairing by {method}"):
         result = repair(
-            network, data, method=method, max_acc_drop=max_acc_drop, budget=budget, seed=seed
-        )
+            network, data, method=method, max_acc_drop=max_acc_drop, budget=budget,
+            poisoned=filtered, seed=seed,
+        )  # fmt: skip
     content = result.to_json()
     if not result.accepted:
         print(result.notes[-1], file=sys.stderr)
@@ -451,7 +463,13 @@ def schedule_command(
 
 @app.command(name="bench")
 def bench_command(
-    matrix: Path, *, out: Path, resume: bool = True, html: Path | None = None, json: bool = False
+    matrix: Path,
+    *,
+    out: Path,
+    resume: bool = True,
+    html: Path | None = None,
+    parquet: Path | None = None,
+    json: bool = False,
 ) -> int:
     """Run a matrix of attacks, defences, ratios and seeds; goes on where it was killed.
 
@@ -460,13 +478,16 @@ def bench_command(
     Parameters
     ----------
     matrix
-        TOML file: data, model, recipe, attacks, defenses, ratios, seeds, clean, gate.
+        TOML file: data, model, recipe, attacks, defenses, ratios, seeds, clean, gate, limit, and
+        tables of settings such as [settings.superft].
     out
         Store of cells and victims; table.csv is written there.
     resume
         Keep the store's cells; --no-resume refuses a store that has some.
     html
         Page to write.
+    parquet
+        Parquet file of the table to write; needs pyarrow.
     json
         Print the rows as one JSON document.
     """
@@ -487,6 +508,8 @@ def bench_command(
     rows = run_matrix(wanted, out, on_cell=tell)
     if html is not None:
         write_atomically(html, _matrix_page(rows).encode())
+    if parquet is not None:
+        write_atomically(parquet, table_parquet(rows))
     print(_dump(rows) if json else out / "table.csv")
     return 0
 

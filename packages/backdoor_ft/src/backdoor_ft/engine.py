@@ -7,6 +7,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augment: Augment = NO_AUGMENT
+    precision: str = "float32"
 
 
 RECIPES: dict[str, Recipe] = {
@@ -104,6 +106,47 @@ def sgd(parameters: Any, momentum: float = 0.9, weight_decay: float = 5e-4) -> t
     return torch.optim.SGD(trained, lr=0.0, momentum=momentum, weight_decay=weight_decay)
 
 
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# set while a step runs in float16; kept beside the update so that its signature stays simple
+_scaler: ContextVar[torch.amp.GradScaler | None] = ContextVar("scaler", default=None)
+
+
+def _check_precision(device: torch.device, precision: str) -> torch.amp.GradScaler | None:
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision!r} is not allowed: {', '.join(PRECISIONS)}")
+    return torch.amp.GradScaler(device.type) if precision == "float16" else None
+
+
+@contextmanager
+def mixed(
+    device: torch.device, precision: str, scaler: torch.amp.GradScaler | None = None
+) -> Iterator[None]:
+    """Run a step under autocast, with a scaler of the loss for float16."""
+    kind = PRECISIONS[precision]
+    token = _scaler.set(scaler)
+    try:
+        with torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None):
+            yield
+    finally:
+        _scaler.reset(token)
+
+
+def backward(loss: Tensor) -> None:
+    """Make the gradients of a loss, scaled where the step runs in float16."""
+    scaler = _scaler.get()
+    (loss if scaler is None else scaler.scale(loss)).backward()
+
+
+def step_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Step, with the gradients scaled back; a step with gradients that overflowed is left out."""
+    scaler = _scaler.get()
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+
+
 def plain_update(
     model: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer
 ) -> Tensor:
@@ -115,9 +158,9 @@ def plain_update(
             total = torch.zeros((), device=x.device)
             for px, py in zip(x.chunk(pieces), y.chunk(pieces)):
                 loss = F.cross_entropy(model(px), py) * (len(px) / len(x))
-                loss.backward()
+                backward(loss)
                 total += loss.detach()
-            optimizer.step()
+            step_optimizer(optimizer)
             return total
         except torch.OutOfMemoryError:
             if pieces >= len(x):
@@ -139,6 +182,7 @@ def fit(
     on_step: OnStep | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 100,
+    precision: str = "float32",
 ) -> list[dict[str, float]]:
     """Train a network in place.
 
@@ -155,6 +199,8 @@ def fit(
     on_step : called after each step
     checkpoint : file that the state goes to, and that a later call goes on from
     checkpoint_every : iterations between two writes
+    precision : "float32", or "bfloat16" or "float16" for autocast; float16 scales the loss, as far
+        as `update` steps through the optimiser that it is given and calls :func:`backward`
 
     Returns
     -------
@@ -171,6 +217,7 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         log = _resume(checkpoint, model, optimizer)
     model.train()
+    scaler = _check_precision(device, precision)
     distributed = dist.is_available() and dist.is_initialized()
     world, rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
     wrapped = nn.parallel.DistributedDataParallel(model) if distributed else model
@@ -187,7 +234,8 @@ def fit(
         lr = rate(step)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss = float(update(wrapped, x, y, optimizer))
+        with mixed(device, precision, scaler):
+            loss = float(update(wrapped, x, y, optimizer))
         if not math.isfinite(loss):
             raise DivergedError(f"the loss is {loss} at step {step}, learning rate {lr:.3g}")
         log.append({"step": step, "lr": lr, "loss": loss})
@@ -265,5 +313,6 @@ def train(
         seed=seed,
         on_step=on_step,
         checkpoint=checkpoint,
+        precision=recipe.precision,
     )
     return model.eval()

@@ -97,6 +97,7 @@ class Score:
     attack_success: Proportion
     robust_accuracy: Proportion
     hits: Bool[np.ndarray, " n"] = field(repr=False, compare=False)
+    successes: Bool[np.ndarray, " m"] = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -123,7 +124,28 @@ def score(model: nn.Module, test: LabeledData, plan: PoisonPlan) -> Score:
         wilson(int(success.sum()), len(success)),
         wilson(int(robust.sum()), len(robust)),
         hits.numpy(),
+        success.numpy(),
     )
+
+
+def effectiveness_interval(
+    before: Score, after: Score, seed: int = 0, draws: int = 2000
+) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of DER.
+
+    Clean and triggered test samples are drawn anew, each with its outcome before and after.
+    """
+    draw = np.random.default_rng(seed)
+    falls = []
+    for one, two in (
+        (before.hits, after.hits),
+        (before.successes, after.successes),
+    ):
+        fall = one.astype(float) - two.astype(float)
+        index = draw.integers(0, len(fall), (draws, len(fall)))
+        falls.append(np.maximum(fall[index].mean(1), 0))
+    low, high = np.quantile((falls[1] - falls[0] + 1) / 2, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def accuracy(model: nn.Module, data: LabeledData) -> float:
@@ -163,6 +185,7 @@ class Evaluation:
     ----------
     before, after : scores
     der : defence effectiveness rating, 0 ... 1
+    der_interval : its 95 % bootstrap interval, test samples paired before and after
     accuracy_change : after minus before, with its paired bootstrap interval
     notes : warnings, such as test samples that were in the clean set
     """
@@ -170,6 +193,7 @@ class Evaluation:
     before: Score
     after: Score
     der: float
+    der_interval: tuple[float, float]
     accuracy_change: float
     accuracy_interval: tuple[float, float]
     notes: tuple[str, ...] = ()
@@ -179,7 +203,13 @@ class Evaluation:
             f"{name:7} ACC {s.accuracy}  ASR {s.attack_success}  RA {s.robust_accuracy}"
             for name, s in (("before", self.before), ("after", self.after))
         ]
-        return "\n".join([*rows, f"DER {self.der:.3f}", *self.notes])
+        return "\n".join(
+            [
+                *rows,
+                f"DER {self.der:.3f} [{self.der_interval[0]:.3f}, {self.der_interval[1]:.3f}]",
+                *self.notes,
+            ]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values with a schema version."""
@@ -188,6 +218,7 @@ class Evaluation:
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "der": self.der,
+            "der_interval": list(self.der_interval),
             "accuracy_change": self.accuracy_change,
             "accuracy_interval": list(self.accuracy_interval),
             "notes": list(self.notes),
@@ -241,6 +272,7 @@ def evaluate(
             second.accuracy.value,
             second.attack_success.value,
         ),
+        effectiveness_interval(first, second),
         float(change.mean()),
         bootstrap(change),
         tuple(notes),

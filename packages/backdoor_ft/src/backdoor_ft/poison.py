@@ -56,17 +56,34 @@ class PoisonPlan:
         return torch.full_like(labels, self.target)
 
     def apply(self, train: LabeledData) -> LabeledData:
-        """Poison a training set by the plan."""
+        """Return a poisoned copy of a training set."""
+        copied = LabeledData(
+            train.inputs.clone(),
+            train.labels.clone(),
+            train.num_classes,
+            f"{train.name} + {self.trigger.name}",
+        )
+        self.apply_(copied)
+        return copied
+
+    def apply_(self, train: LabeledData) -> None:
+        """Poison a training set in place: no other sample is read or copied.
+
+        Raises
+        ------
+        InputError
+            The plan names samples that the set does not have.
+        """
         if len(self.index) and int(self.index.max()) >= len(train):
             raise InputError(f"train has {len(train)} samples, the plan names {self.index.max()}")
-        x, y = train.inputs.clone(), train.labels.clone()
+        x, y = train.inputs, train.labels
         if len(self.cover_index):
             x[self.cover_index] = self.trigger.cover(x[self.cover_index], self.seed)
-        x[self.index] = self.trigger.apply(x[self.index], training=True)
-        if self.label_map != "clean_label":
-            wanted = (y + 1) % train.num_classes
-            y[self.index] = wanted[self.index] if self.label_map == "all_to_all" else self.target
-        return LabeledData(x, y, train.num_classes, f"{train.name} + {self.trigger.name}")
+        self.trigger.apply_(x, self.index, training=True)
+        if self.label_map == "all_to_all":
+            y[self.index] = (y[self.index] + 1) % train.num_classes
+        elif self.label_map != "clean_label":
+            y[self.index] = self.target
 
     @property
     def dataset(self) -> LabeledData:

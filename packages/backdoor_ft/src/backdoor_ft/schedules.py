@@ -32,10 +32,10 @@ class SuperFineTuneConfig:
     """
 
     lr_base: float = 3e-4
-    lr_max1: float = 1.0
-    lr_max2: float = 0.05
-    phase1: int = 200
-    phase2: int = 200
+    lr_max1: float = 1.5
+    lr_max2: float = 0.1
+    phase1: int = 240
+    phase2: int = 120
     ramp: tuple[int, int] = (10, 10)
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -150,9 +150,9 @@ class SuperFineTuneLR(LRScheduler):
         self,
         optimizer: Optimizer,
         lr_base: float = 3e-4,
-        lr_max1: float = 1.0,
-        lr_max2: float = 0.05,
-        phase1: int = 200,
+        lr_max1: float = 1.5,
+        lr_max2: float = 0.1,
+        phase1: int = 240,
         ramp: tuple[int, int] = (10, 10),
         last_epoch: int = -1,
     ) -> None:

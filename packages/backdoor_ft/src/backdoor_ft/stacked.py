@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from backdoor_ft.data import LabeledData
-from backdoor_ft.engine import Rate, batches
+from backdoor_ft.engine import Rate, batches, fit, sgd
 from backdoor_ft.errors import DivergedError, InputError
 
 if TYPE_CHECKING:
@@ -91,3 +91,45 @@ def fit_stacked(
         model.load_state_dict(state)
         model.eval()
     return trained
+
+
+def fit_loop(
+    models: Sequence[nn.Module],
+    data: LabeledData,
+    members: Bool[Tensor, "models n"],
+    *,
+    steps: int,
+    batch_size: int,
+    rate: Rate,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    seeds: Sequence[int] | None = None,
+) -> list[nn.Module]:
+    """Do what :func:`fit_stacked` does, one network after the other; same parameters and result."""
+    trained = []
+    for k, model in enumerate(models):
+        own = copy.deepcopy(model)
+        fit(
+            own,
+            data.subset(members[k]),
+            steps=steps,
+            batch_size=batch_size,
+            rate=rate,
+            optimizer=sgd(own.parameters(), momentum, weight_decay),
+            seed=k if seeds is None else seeds[k],
+        )
+        trained.append(own.eval())
+    return trained
+
+
+def fit_many(models: Sequence[nn.Module], *args: Any, **options: Any) -> list[nn.Module]:
+    """Train K networks by the faster way: stacked, but for convolutions on a processor.
+
+    A convolution with weights of its own for each network becomes a grouped one, whose backward
+    pass on a CPU costs more than the calls that stacking saves. Parameters are those of
+    :func:`fit_stacked`.
+    """
+    first = models[0]
+    on_cpu = next(first.parameters()).device.type == "cpu"
+    slow = on_cpu and any(isinstance(m, nn.modules.conv._ConvNd) for m in first.modules())
+    return (fit_loop if slow else fit_stacked)(models, *args, **options)

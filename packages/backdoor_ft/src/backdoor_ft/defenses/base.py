@@ -243,7 +243,7 @@ def check_fit(model: nn.Module, clean: LabeledData) -> None:
 
 
 def make(name: str, **config: Any) -> Defense:
-    """Return a defence by its name.
+    """Return a defence by its name; parameters may be plain values, as a TOML file holds them.
 
     Raises
     ------
@@ -253,7 +253,13 @@ def make(name: str, **config: Any) -> Defense:
     if name not in REGISTRY:
         raise InputError(f"method={name!r} is not known: auto, {', '.join(sorted(REGISTRY))}")
     try:
-        return REGISTRY[name](**config)
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.items()
+        }
+        augment = plain.get("augment")
+        if isinstance(augment, dict):
+            plain["augment"] = Augment(**augment)
+        return REGISTRY[name](**plain)
     except TypeError as error:
         raise InputError(f"method={name!r} has no such parameter: {error}") from error
 

@@ -88,7 +88,7 @@ class ANP(Defense):
         data, held = split_for_choice(clean, context)
         where = owners(model)
         model.eval()
-        one = [torch.ones(len(m.weight)) for _, m in where]  # type: ignore[arg-type]
+        one = [m.weight.detach().new_ones(len(m.weight)) for _, m in where]  # type: ignore
         masks = [o.clone().requires_grad_() for o in one]
         optimizer = torch.optim.SGD(masks, self.lr * context.lr_scale, momentum=0.9)
         order = batches(len(data), self.batch_size, context.seed, 0)
@@ -157,7 +157,7 @@ class RNP(Defense):
                 break
         unlearned.eval()
         where = owners(unlearned)
-        masks = [torch.ones(len(m.weight)).requires_grad_() for _, m in where]  # type: ignore[arg-type]
+        masks = [m.weight.detach().new_ones(len(m.weight)).requires_grad_() for _, m in where]  # type: ignore
         one = [torch.ones_like(m) for m in masks]
         optimizer = torch.optim.SGD(masks, self.recover_lr, momentum=0.9)
         for step in range(self.recover_steps):

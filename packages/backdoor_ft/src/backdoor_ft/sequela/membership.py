@@ -17,7 +17,7 @@ from backdoor_ft.data import LabeledData
 from backdoor_ft.engine import predict
 from backdoor_ft.errors import InputError
 from backdoor_ft.schedules import CosineConfig
-from backdoor_ft.stacked import fit_stacked
+from backdoor_ft.stacked import fit_many
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -182,7 +182,7 @@ def train_shadows(
     fresh : networks with their first weights, an even number
     data : members and others together
     steps, batch_size, lr : of each training
-    group : models that are trained as one stack
+    group : models that are trained as one stack, where stacking is the faster way
     """
     if len(fresh) < 2 or len(fresh) % 2:
         raise InputError(f"shadows={len(fresh)} is not allowed: an even number of at least 2")
@@ -193,7 +193,7 @@ def train_shadows(
     trained: list[nn.Module] = []
     for start in range(0, len(fresh), group):
         stop = min(start + group, len(fresh))
-        trained += fit_stacked(
+        trained += fit_many(
             fresh[start:stop],
             data,
             torch.as_tensor(members[start:stop]),

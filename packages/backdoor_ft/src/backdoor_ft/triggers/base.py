@@ -12,7 +12,7 @@ from torch import Tensor
 from backdoor_ft.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxtyping import Num
+    from jaxtyping import Int, Num
 
 REGISTRY: dict[str, type[Trigger]] = {}
 
@@ -56,6 +56,24 @@ class Trigger(ABC):
         self.check(x)
         stamped = self.stamp(x, training)
         return stamped.clamp(0, 1) if x.is_floating_point() else stamped
+
+    def apply_(
+        self, x: Num[Tensor, "n ..."], index: Int[Tensor, " k"], training: bool = False
+    ) -> None:
+        """Put the trigger on some of the inputs, in place; the bits are those of :meth:`apply`.
+
+        Parameters
+        ----------
+        x : inputs, changed
+        index : which of them
+        training : as in :meth:`apply`
+
+        Raises
+        ------
+        InputError
+            As :meth:`apply`.
+        """
+        x[index] = self.apply(x[index], training)
 
     def cover(self, x: Num[Tensor, "n ..."], seed: int) -> Num[Tensor, "n ..."]:
         """Return inputs with a near miss of the trigger, which keep their labels."""

@@ -1,4 +1,4 @@
-"""Patches: BadNets' square and the four corners of label-consistent poisoning."""
+"""Patches: BadNets' square, single pixels, and the corners of label-consistent poisoning."""
 
 from __future__ import annotations
 
@@ -61,6 +61,49 @@ class BadNets(Trigger):
         out = x.clone()
         out[:, :, top : top + self.size, left : left + self.size] = patch.to(x)
         return out
+
+
+@dataclass(frozen=True)
+class Pixels(Trigger):
+    """Single pixels of every channel set to one value (ART's ``add_pattern_bd`` and the like).
+
+    Attributes
+    ----------
+    positions : (row, column) of each pixel; negative ones count from the lower and right edges
+    value : what they become, 0 ... 1
+    """
+
+    name: ClassVar[str] = "pixels"
+    positions: tuple[tuple[int, int], ...] = ((-2, -2), (-3, -3), (-2, -4), (-4, -2))
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", tuple((int(r), int(c)) for r, c in self.positions))
+        if not self.positions or not 0 <= self.value <= 1:
+            raise InputError(
+                f"positions={self.positions}, value={self.value} are not allowed: at least one"
+                " pixel, 0 <= value <= 1"
+            )
+
+    def check(self, x: Tensor) -> None:
+        """Raise where a pixel lies off the image."""
+        super().check(x)
+        h, w = x.shape[2:]
+        if not all(-h <= r < h and -w <= c < w for r, c in self.positions):
+            raise InputError(f"positions={self.positions} lies off the image of {h} x {w} pixels")
+
+    def stamp(self, x: Tensor, training: bool) -> Tensor:
+        """Set the pixels of a copy."""
+        out = x.clone()
+        for row, column in self.positions:
+            out[:, :, row, column] = self.value
+        return out
+
+    def apply_(self, x: Tensor, index: Tensor, training: bool = False) -> None:
+        """Set the pixels of the chosen inputs and touch nothing else."""
+        self.check(x)
+        for row, column in self.positions:
+            x[:, :, row, column].index_fill_(0, index, self.value)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,85 @@
+"""Little clean data on digits: 1 % and 10 % of the training set, three attacks.
+
+The clean images are taken from the training set (12 and 120 of 1,200). `SFT` is the default, `SFT
+shifted` adds random shifts by a pixel, `FST` and `scratch` stand beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from backdoor_ft.attacks import plan_attack
+from backdoor_ft.augment import Augment
+from backdoor_ft.data import digits
+from backdoor_ft.defenses import FST, FT, Scratch, SuperFT
+from backdoor_ft.engine import train
+from backdoor_ft.metrics import score
+from backdoor_ft.models import SmallCNN
+from common import goal, parser, write
+
+ATTACKS = ("badnets", "blended", "sig")
+SHIFT = Augment(pad=1)
+REPAIRS = {
+    "FT": FT(batch_size=64),
+    "SFT": SuperFT(),
+    "SFT shifted": SuperFT(augment=SHIFT),
+    "FST": FST(batch_size=64),
+    "FST shifted": FST(batch_size=64, augment=SHIFT),
+    "scratch": Scratch(batch_size=64, augment=SHIFT),
+}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, default=3)
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    found: dict[tuple[float, str, str], list[tuple[float, ...]]] = {}
+    for seed in range(arguments.seeds):
+        data, test = digits(seed)
+        for name in ATTACKS:
+            plan = plan_attack(name, data, seed=seed)
+            victim = train(SmallCNN, plan.dataset, recipe="digits", seed=seed)
+            before = score(victim, test, plan)
+            for share in (0.01, 0.1):
+                clean, _ = data.split(round(share * len(data)), seed)
+                for label, defense in REPAIRS.items():
+                    s = score(defense.repair(victim, clean, seed=seed).model, test, plan)
+                    fall = before.accuracy.value - s.accuracy.value
+                    values = (s.attack_success.value, fall, s.robust_accuracy.value)
+                    found.setdefault((share, name, label), []).append(values)
+            print(name, seed, flush=True)
+    rows, goals = [], []
+    for (share, name, label), runs in found.items():
+        success, fall, robust = (list(v) for v in zip(*runs))
+        rows.append([
+            f"{share:.0%}", name, label, f"{sum(success) / len(runs):.3f}", f"{max(success):.3f}",
+            f"{100 * sum(fall) / len(runs):.1f}", f"{100 * max(fall):.1f}",
+            f"{sum(robust) / len(runs):.3f}",
+        ])  # fmt: skip
+    for share, bar in (
+        (0.01, "mean ASR at most .05, ACC -2 points at most"),
+        (0.1, "ASR at most .10"),
+    ):
+        best = "SFT"
+        runs = [r for (s, _, n), rs in found.items() if s == share and n == best for r in rs]
+        mean, worst = sum(r[0] for r in runs) / len(runs), max(r[0] for r in runs)
+        fall = max(r[1] for r in runs)
+        fine = (mean <= 0.05 and fall <= 0.02) if share < 0.1 else worst <= 0.1
+        goals.append(
+            goal(
+                f"digits: super-fine-tuning on {share:.0%} clean data ({1200 * share:.0f} images)",
+                bar,
+                f"ASR mean {mean:.3f}, worst {worst:.3f}; accuracy {-100 * fall:+.1f} points"
+                " at worst",
+                bool(fine),
+                f"{len(ATTACKS)} attacks, {arguments.seeds} seeds; default settings",
+            )
+        )
+    columns = ["clean", "attack", "repair", "ASR mean", "ASR worst", "ACC lost mean, points",
+               "worst", "RA mean"]  # fmt: skip
+    tables = [{"title": "Over the seeds", "columns": columns, "rows": rows}]
+    write(arguments, "bench_little", "Little clean data", goals, tables)
+
+
+if __name__ == "__main__":
+    main()
