@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -205,8 +206,15 @@ def pointwise_shares(*, batch: int = 8, repeats: int = 9, rounds: int = 5) -> li
         that `instruction_ceilings` measures in the same round, the median over the rounds;
         ``spread``: the largest distance from it; ``operator share``: the same with the operator's
         call and its new output.
+
+    Raises
+    ------
+    ValueError
+        As `instruction_ceilings`.
     """
     module, threads = native(), torch.get_num_threads()
+    if module is None:
+        raise ValueError("the compiled kernels are absent: there is no ceiling to measure")
     torch.set_num_threads(1)
     source = torch.Generator().manual_seed(0)
     rows = []
@@ -219,17 +227,14 @@ def pointwise_shares(*, batch: int = 8, repeats: int = 9, rounds: int = 5) -> li
             out = adder_conv2d(x, w, stride)
             z = Conv2dShape.of(x, w, [stride] * 2, [0, 0], [1, 1], 1).numbers()
             addresses = [t.data_ptr() for t in (x, w, out)]
+            sides: tuple[Callable[[], object], ...] = (
+                partial(module.adder_forward, z, *addresses, False, 1, isa()),
+                partial(adder_conv2d, x, w, stride),
+            )
             shares: list[list[float]] = [[], []]
             for _ in range(rounds):
                 best = max(list(instruction_ceilings(repeats=repeats).values())[1:])
-                for into, run in zip(
-                    shares,
-                    (
-                        lambda z=z, a=addresses: module.adder_forward(z, *a, False, 1, isa()),
-                        lambda x=x, w=w, s=stride: adder_conv2d(x, w, s),
-                    ),
-                    strict=True,
-                ):
+                for into, run in zip(shares, sides, strict=True):
                     into.append(out.numel() * c / fastest(run, repeats) / best)
             kernel, operator = (sorted(values)[rounds // 2] for values in shares)
             rows.append(
