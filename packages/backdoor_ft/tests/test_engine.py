@@ -187,3 +187,14 @@ def test_model_factories(digits):
             models.build(bad, 1, 10, 8)
     with pytest.raises(InputError, match="no linear layer"):
         models.head_of(nn.Conv2d(1, 1, 1))
+
+
+def test_many_networks_are_stacked_unless_they_convolve_on_a_processor(monkeypatch):
+    from backdoor_ft import stacked
+
+    for name in ("fit_stacked", "fit_loop"):
+        monkeypatch.setattr(stacked, name, lambda models, name=name, **options: [name, options])
+    dense = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    assert stacked.fit_many([dense], steps=3) == ["fit_stacked", {"steps": 3}]
+    assert stacked.fit_many([models.SmallCNN()], steps=3) == ["fit_loop", {"steps": 3}]
+    assert stacked.fit_many([models.SmallCNN().to("meta")], steps=3)[0] == "fit_stacked"
