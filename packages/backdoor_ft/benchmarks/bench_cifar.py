@@ -29,8 +29,8 @@ CLEAN = {
         "superft": {**SUPERFT, "augment": SHIFT},
         "fst": {"steps": 300, "augment": SHIFT},
         "clp": {},
-        "anp": {"steps": 150},
-        "rnp": {"recover_steps": 150},
+        "anp": {"steps": 600},
+        "rnp": {},
     },
 }
 

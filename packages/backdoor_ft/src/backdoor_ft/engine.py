@@ -87,10 +87,21 @@ def batches(count: int, batch_size: int, seed: int, start: int) -> Iterator[Int[
     step = start
     while True:
         epoch = step // per_epoch
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(_mix(seed, epoch)))
+        generator = torch.Generator().manual_seed(_mix(seed, epoch))
+        order = torch.randperm(count, generator=generator, device="cpu")
         for inside in range(step % per_epoch, per_epoch):
             yield order[inside * size : (inside + 1) * size]
             step += 1
+
+
+def draw(
+    data: LabeledData, batch_size: int, seed: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and labels of the batches of :func:`batches` from the first on, on a device."""
+    inputs, labels = data.inputs.to(device), data.labels.to(device)
+    for index in batches(len(data), batch_size, seed, 0):
+        where = index.to(device)
+        yield inputs[where], labels[where]
 
 
 def _mix(seed: int, number: int) -> int:
