@@ -12,7 +12,7 @@ from torch import nn
 from backdoor_ft.augment import NO_AUGMENT, Augment
 from backdoor_ft.data import LabeledData
 from backdoor_ft.defenses.base import BATCH_NORM, Context, Defense
-from backdoor_ft.engine import batches
+from backdoor_ft.engine import draw
 from backdoor_ft.models import head_of
 from backdoor_ft.schedules import CosineConfig, SuperFineTuneConfig, preset
 
@@ -155,9 +155,9 @@ class BNRecalibration(Defense):
             layer.reset_running_stats()
             layer.momentum = None  # cumulative average
             layer.train()
-        order = batches(len(clean), self.batch_size, context.seed, 0)
+        batch = draw(clean, self.batch_size, context.seed, next(model.parameters()).device)
         for _ in range(self.steps):
-            model(clean.inputs[next(order)].to(next(model.parameters()).device))
+            model(next(batch)[0])
         for layer, momentum in zip(layers, kept):
             layer.momentum = momentum
         return model
