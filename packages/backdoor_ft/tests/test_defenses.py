@@ -18,14 +18,17 @@ from backdoor_ft.defenses import (
     Scratch,
     SuperFT,
     make,
+    masks,
 )
 from backdoor_ft.defenses.adversarial import hypergradient
+from backdoor_ft.defenses.base import Context
 from backdoor_ft.defenses.distillation import attention
 from backdoor_ft.defenses.pruning import channel_lipschitz, norm_after
 from backdoor_ft.defenses.sharpness import adaptive_ascent
 from backdoor_ft.detect import activation_clusters, anomaly_index, spectral_scores
 from backdoor_ft.metrics import accuracy, attack_success
 from torch import nn
+from torch.func import functional_call
 
 # Few steps, for what must hold at any length.
 SHORT = {
@@ -141,6 +144,39 @@ def test_some_rivals_work_too(digits, badnets):
         assert accuracy(model, test) >= 0.95
 
 
+def test_anp_weakens_the_backdoor_and_keeps_the_task(digits, badnets):
+    """Masks are trained on the statistics of the batch; with running ones the task is lost."""
+    victim, plan = badnets
+    anp = make("anp", steps=120)
+    context = Context()
+    model = anp.run(copy.deepcopy(victim), digits[0], context).eval()
+    assert context.log[-1]["loss"] < 0.8
+    assert attack_success(model, digits[1], plan) <= 0.8
+    assert accuracy(model, digits[1]) >= 0.9
+
+
+@pytest.mark.stress
+def test_ibau_removes_the_backdoor(digits, badnets):
+    victim, plan = badnets
+    model = make("ibau").repair(victim, digits[0]).model
+    assert attack_success(model, digits[1], plan) <= 0.2
+    assert accuracy(model, digits[1]) >= 0.95
+
+
+def test_pruning_silences_what_the_masks_silenced(digits, badnets):
+    victim, _ = badnets
+    held, x = digits[0].split(100, 0)[0], digits[1].inputs[:50]
+    where = masks.owners(victim)
+    draws = torch.Generator().manual_seed(0)
+    found = [(torch.rand(len(m.weight), generator=draws) > 0.1).float() for _, m in where]
+    one = [torch.ones_like(m) for m in found]
+    assert not all(torch.equal(m, o) for m, o in zip(found, one))
+    with torch.no_grad():
+        wanted = functional_call(victim, masks.scaled(where, found, one), x)
+        pruned = masks.prune_by_mask(copy.deepcopy(victim), found, held, 0.9, 1.0, Context())
+        assert torch.equal(pruned(x), wanted)
+
+
 def test_asam_step_on_a_quadratic():
     p = nn.Parameter(torch.tensor([2.0, -1.0]))
     (p.square() * torch.tensor([1.0, 3.0])).sum().backward()
@@ -228,6 +264,13 @@ def test_detectors_find_planted_clusters():
     assert flagged[:20].all()
     assert not flagged[20:].any()
     assert set(np.argsort(spectral_scores(features, labels))[-20:]) == set(range(20))
+    # as many poisons as own samples, in one class of five
+    labels = np.repeat(np.arange(5), 80)
+    features = draw.normal(size=(400, 8))
+    features[:40] += 4
+    flagged = activation_clusters(features, labels)
+    assert flagged[:80].sum() == 40
+    assert not flagged[80:].any()
     assert anomaly_index(np.array([9.0, 10.0, 11.0, 2.0])).argmax() == 3
 
 

@@ -6,7 +6,7 @@ import io
 import math
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +136,7 @@ def mixed(
     kind = PRECISIONS[precision]
     token = _scaler.set(scaler)
     try:
-        with torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None):
+        with torch.autocast(device.type, kind) if kind is not None else nullcontext():
             yield
     finally:
         _scaler.reset(token)
