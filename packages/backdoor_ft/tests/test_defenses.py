@@ -329,7 +329,9 @@ def test_back_off_is_noted(digits):
 def test_scheduler_and_defence_agree(digits):
     """The defence equals a loop that a user writes with SuperFineTuneLR."""
     model = models.build("cnn-gn", 1, 10, 8, seed=1)
-    defense = SuperFT(phase1=8, phase2=4, ramp=(2, 2), batch_size=32, lr_max1=0.1, lr_max2=0.05)
+    defense = SuperFT(
+        phase1=8, phase2=4, ramp=(2, 2), batch_size=32, lr_max1=0.1, lr_max2=0.05, average=None
+    )
     found = defense.repair(model, digits[0], seed=4)
     own = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(own.parameters(), 1.0, momentum=0.9, weight_decay=5e-4)

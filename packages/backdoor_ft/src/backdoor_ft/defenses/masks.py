@@ -144,7 +144,7 @@ class ANP(Defense):
     steps: int = 400
     lr: float = 0.2
     highest: float = 0.9
-    max_drop: float = 0.05
+    max_drop: float = 0.1
     batch_size: int = 128
 
     def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
@@ -205,7 +205,7 @@ class RNP(Defense):
     recover_steps: int = 80
     alpha: float = 0.2
     highest: float = 0.9
-    max_drop: float = 0.05
+    max_drop: float = 0.1
     batch_size: int = 128
 
     def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:

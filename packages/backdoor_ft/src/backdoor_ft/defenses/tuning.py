@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from backdoor_ft.augment import NO_AUGMENT, Augment
 from backdoor_ft.data import LabeledData
 from backdoor_ft.defenses.base import BATCH_NORM, Context, Defense
-from backdoor_ft.engine import draw
+from backdoor_ft.engine import draw, plain_update
+from backdoor_ft.errors import InputError
 from backdoor_ft.models import head_of
 from backdoor_ft.schedules import CosineConfig, SuperFineTuneConfig, preset
 
@@ -26,6 +27,9 @@ class SuperFT(Defense):
     lr_base ... batch_size : as in :class:`backdoor_ft.schedules.SuperFineTuneConfig`
     carry_momentum : keep the momentum buffers over the change of phase
     augment : of the clean data
+    average : part of phase 1 after which the weights at the end of every cycle are averaged
+        (Izmailov et al. 2018), with the statistics of batch normalisation estimated anew; None
+        keeps the last weights, as the paper does
     """
 
     name: ClassVar[str] = "superft"
@@ -40,11 +44,17 @@ class SuperFT(Defense):
     batch_size: int = 64
     carry_momentum: bool = True
     augment: Augment = NO_AUGMENT
+    average: float | None = 0.5
+
+    def __post_init__(self) -> None:
+        if self.average is not None and not 0 <= self.average <= 1:
+            raise InputError(f"average={self.average} is not allowed: 0 to 1, or None")
 
     @staticmethod
     def from_preset(name: str) -> SuperFT:
         """Return the defence with a preset of :data:`backdoor_ft.schedules.PRESETS`."""
-        return SuperFT(**{**asdict(preset(name)), "ramp": preset(name).ramp})
+        found = SuperFT(**{**asdict(preset(name)), "ramp": preset(name).ramp})
+        return found if name == "mini" else replace(found, average=None)
 
     @property
     def schedule(self) -> SuperFineTuneConfig:
@@ -69,6 +79,21 @@ class SuperFT(Defense):
             if self.carry_momentum
             else [(0, self.phase1), (self.phase1, schedule.steps)]
         )
+        mean = [torch.zeros_like(p) for p in model.parameters()]
+        done = taken = 0
+
+        def update(m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+            nonlocal done, taken
+            loss = plain_update(m, x, y, optimizer)
+            done += 1
+            late = self.average is not None and done > self.average * self.phase1
+            if late and (done % sum(self.ramp) == 0 or done == schedule.steps):
+                taken += 1
+                with torch.no_grad():
+                    for kept, p in zip(mean, model.parameters()):
+                        kept.lerp_(p, 1 / taken)
+            return loss
+
         for first, last in parts:
             context.fit(
                 model,
@@ -78,8 +103,14 @@ class SuperFT(Defense):
                 rate=lambda step, first=first: schedule.learning_rate(first + step),  # type: ignore[misc]
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
+                update=update,
                 augment=self.augment,
             )
+        if taken:
+            with torch.no_grad():
+                for kept, p in zip(mean, model.parameters()):
+                    p.copy_(kept)
+            estimate_statistics(model, clean, self.batch_size, context.seed)
         return model
 
 
@@ -145,22 +176,31 @@ class BNRecalibration(Defense):
     steps: int = 100
     batch_size: int = 128
 
-    @torch.no_grad()
     def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
         """Average the statistics of the clean batches; no weight changes."""
-        layers = [m for m in model.modules() if isinstance(m, BATCH_NORM)]
-        kept = [m.momentum for m in layers]
-        model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # cumulative average
-            layer.train()
-        batch = draw(clean, self.batch_size, context.seed, next(model.parameters()).device)
-        for _ in range(self.steps):
-            model(next(batch)[0])
-        for layer, momentum in zip(layers, kept):
-            layer.momentum = momentum
+        return estimate_statistics(model, clean, self.batch_size, context.seed, self.steps)
+
+
+@torch.no_grad()
+def estimate_statistics(
+    model: nn.Module, clean: LabeledData, batch_size: int, seed: int, steps: int | None = None
+) -> nn.Module:
+    """Estimate the running statistics of batch normalisation anew, on two epochs or `steps`."""
+    layers = [m for m in model.modules() if isinstance(m, BATCH_NORM)]
+    if not layers:
         return model
+    kept = [m.momentum for m in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # cumulative average
+        layer.train()
+    batch = draw(clean, batch_size, seed, next(model.parameters()).device)
+    for _ in range(steps or 2 * max(len(clean) // batch_size, 1)):
+        model(next(batch)[0])
+    for layer, momentum in zip(layers, kept):
+        layer.momentum = momentum
+    return model
 
 
 def reinitialise(model: nn.Module) -> nn.Module:
