@@ -117,22 +117,32 @@ def test_stacked_bad_members(digits):
                     batch_size=4, rate=lambda s: 0.1)  # fmt: skip
 
 
-def _worker(rank, port, queue):
+def _worker(rank, port, queue, shard):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     train, _ = bft.data.digits()
     model = models.build("cnn-gn", 1, 10, 8, seed=0)
-    fit(model, train, steps=5, batch_size=64, rate=lambda s: 0.05, seed=1)
+    parts = []
+    fit(model, train, steps=5, batch_size=64, rate=lambda s: 0.05, seed=1, shard=shard,
+        on_step=lambda step, m, lr, loss: parts.append(local_size(m)))  # fmt: skip
+    assert (parts[-1] < local_size(model)) == shard
     queue.put((rank, state(model).numpy()))
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_the_weights_of_one(digits):
+def local_size(model):
+    """Return how many weights this process holds."""
+    own = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
+    return sum(p.numel() for p in own)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_give_the_weights_of_one(digits, shard):
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
     port = 20000 + os.getpid() % 20000
-    workers = [context.Process(target=_worker, args=(r, port, queue)) for r in range(2)]
+    workers = [context.Process(target=_worker, args=(r, port, queue, shard)) for r in range(2)]
     for w in workers:
         w.start()
     found = dict(queue.get() for _ in workers)

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backdoor_ft.augment import NO_AUGMENT, Augment
 from backdoor_ft.data import LabeledData
 from backdoor_ft.defenses.base import BATCH_NORM, Context, Defense
-from backdoor_ft.engine import draw, plain_update
+from backdoor_ft.engine import backward, draw, plain_update, sgd, step_optimizer
 from backdoor_ft.errors import InputError
 from backdoor_ft.models import head_of
 from backdoor_ft.schedules import CosineConfig, SuperFineTuneConfig, preset
@@ -30,6 +31,9 @@ class SuperFT(Defense):
     average : part of phase 1 after which the weights at the end of every cycle are averaged
         (Izmailov et al. 2018), with the statistics of batch normalisation estimated anew; None
         keeps the last weights, as the paper does
+    clip : largest norm of the gradient, for networks that the peak rate breaks; None for none
+    distill, temperature : share of the loss of phase 2 that asks for the victim's softened
+        answers to the same clean images, which hold more of the task than few labels
     """
 
     name: ClassVar[str] = "superft"
@@ -45,10 +49,15 @@ class SuperFT(Defense):
     carry_momentum: bool = True
     augment: Augment = NO_AUGMENT
     average: float | None = 0.5
+    clip: float | None = None
+    distill: float = 0.0
+    temperature: float = 3.0
 
     def __post_init__(self) -> None:
         if self.average is not None and not 0 <= self.average <= 1:
             raise InputError(f"average={self.average} is not allowed: 0 to 1, or None")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip={self.clip} is not allowed: above 0, or None")
 
     @staticmethod
     def from_preset(name: str) -> SuperFT:
@@ -79,12 +88,36 @@ class SuperFT(Defense):
             if self.carry_momentum
             else [(0, self.phase1), (self.phase1, schedule.steps)]
         )
+
+        def limit(_optimizer: object, _args: object, _options: object) -> None:
+            nn.utils.clip_grad_norm_(model.parameters(), float(self.clip or 0))
+
+        victim = copy.deepcopy(model).eval()
+
+        def distilled(
+            m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer
+        ) -> Tensor:
+            with torch.no_grad():
+                wanted = (victim(x) / self.temperature).log_softmax(1)
+            optimizer.zero_grad(set_to_none=True)
+            logits = m(x)
+            found = (logits / self.temperature).log_softmax(1)
+            apart = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+            loss = (1 - self.distill) * F.cross_entropy(logits, y)
+            loss = loss + self.distill * self.temperature**2 * apart
+            backward(loss)
+            step_optimizer(optimizer)
+            return loss.detach()
+
         mean = [torch.zeros_like(p) for p in model.parameters()]
         done = taken = 0
 
         def update(m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
             nonlocal done, taken
-            loss = plain_update(m, x, y, optimizer)
+            if self.distill and done >= self.phase1:
+                loss = distilled(m, x, y, optimizer)
+            else:
+                loss = plain_update(m, x, y, optimizer)
             done += 1
             late = self.average is not None and done > self.average * self.phase1
             if late and (done % sum(self.ramp) == 0 or done == schedule.steps):
@@ -95,6 +128,9 @@ class SuperFT(Defense):
             return loss
 
         for first, last in parts:
+            optimizer = sgd(model.parameters(), self.momentum, self.weight_decay)
+            if self.clip is not None:
+                optimizer.register_step_pre_hook(limit)
             context.fit(
                 model,
                 clean,
@@ -105,6 +141,7 @@ class SuperFT(Defense):
                 weight_decay=self.weight_decay,
                 update=update,
                 augment=self.augment,
+                optimizer=optimizer,
             )
         if taken:
             with torch.no_grad():
