@@ -23,10 +23,10 @@ NETWORKS = ("cnn", "cnn-gn")
 CLEAN = (400, 150)
 BUDGET = 0.01
 # The oracle has the plain schedule and the one that auto runs.
-OWN = {"phase2": 240, "clip": 1.0, "distill": 0.7}
+OWN = {"phase2": 240, "average": 0.5, "clip": 1.0, "distill": 0.7}
 GRID = [
     SuperFT(lr_max1=peak, lr_max2=min(0.1, peak / 2), phase1=steps, **kind)
-    for kind in ({"phase2": 160, "average": None}, OWN)
+    for kind in ({"phase2": 160}, OWN)
     for peak, steps in itertools.product((0.1, 0.3, 1.0, 1.5), (200, 400))
 ]
 

@@ -15,10 +15,7 @@ from backdoor_ft.bench import Matrix, run_matrix
 from common import goal, parser, write
 
 ATTACKS = ("badnets", "blended")
-SUPERFT = {
-    "lr_max1": 0.5, "lr_max2": 0.01, "phase1": 280, "phase2": 190, "batch_size": 128,
-    "average": None,
-}  # fmt: skip
+SUPERFT = {"lr_max1": 0.5, "lr_max2": 0.01, "phase1": 280, "phase2": 190, "batch_size": 128}
 SHIFT = {"pad": 2}  # the victims' own augmentation
 # share of the clean training images -> settings of the repairs
 CLEAN = {

@@ -23,7 +23,7 @@ from backdoor_ft.defenses.base import (
     make,
 )
 from backdoor_ft.defenses.tuning import SuperFT
-from backdoor_ft.engine import OnStep, fit, predict
+from backdoor_ft.engine import OnStep, fit, predict, sgd
 from backdoor_ft.errors import DivergedError, InputError
 from backdoor_ft.metrics import accuracy, attack_success, wilson
 from backdoor_ft.poison import PoisonPlan, poison
@@ -31,6 +31,7 @@ from backdoor_ft.schedules import dose
 from backdoor_ft.triggers import SIG, BadNets, Blended, RareWord, Trigger
 
 ERASED = 0.05
+CLIP = 1.0  # largest norm of the gradient
 
 
 def range_test(
@@ -39,9 +40,12 @@ def range_test(
     """Return the rate at which training on clean data breaks down.
 
     The rate grows geometrically from 1e-3 to `highest`, one step each; the test ends when the loss
-    passes three times that of a uniform guess, or is not finite.
+    passes three times that of a uniform guess, or is not finite. The gradient is clipped as in the
+    tuning that follows.
     """
     work = copy.deepcopy(model)
+    optimizer = sgd(work.parameters())
+    optimizer.register_step_pre_hook(lambda *_: clipped(work))
     limit = 3 * math.log(clean.num_classes)
     reached = [1e-3]
 
@@ -60,10 +64,16 @@ def range_test(
             steps=steps,
             batch_size=128,
             rate=lambda step: 1e-3 * (highest / 1e-3) ** (step / (steps - 1)),
+            optimizer=optimizer,
             seed=seed,
             on_step=watch,
         )
     return reached[-1]
+
+
+def clipped(model: nn.Module) -> None:
+    """Clip the gradient as the settings of :func:`strengths` do."""
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
 
 
 def decoy_triggers(clean: LabeledData, seed: int) -> list[Trigger]:
@@ -105,7 +115,7 @@ def strengths(limit: float) -> list[SuperFT]:
              if p <= limit] or [(limit / 2, 0.5)]  # fmt: skip
     return [
         SuperFT(lr_max1=p, lr_max2=min(0.1, p / 2), phase1=200, phase2=240, batch_size=64,
-                clip=1.0, distill=share)
+                average=0.5, clip=CLIP, distill=share)
         for p, share in kinds
     ]  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
@@ -48,7 +48,7 @@ class SuperFT(Defense):
     batch_size: int = 64
     carry_momentum: bool = True
     augment: Augment = NO_AUGMENT
-    average: float | None = 0.5
+    average: float | None = None
     clip: float | None = None
     distill: float = 0.0
     temperature: float = 3.0
@@ -62,8 +62,7 @@ class SuperFT(Defense):
     @staticmethod
     def from_preset(name: str) -> SuperFT:
         """Return the defence with a preset of :data:`backdoor_ft.schedules.PRESETS`."""
-        found = SuperFT(**{**asdict(preset(name)), "ramp": preset(name).ramp})
-        return found if name == "mini" else replace(found, average=None)
+        return SuperFT(**{**asdict(preset(name)), "ramp": preset(name).ramp})
 
     @property
     def schedule(self) -> SuperFineTuneConfig:
