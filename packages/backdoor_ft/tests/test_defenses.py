@@ -326,6 +326,53 @@ def test_back_off_is_noted(digits):
     pytest.fail("no rate between that backs off once")
 
 
+def test_averaged_weights_are_the_mean_of_the_cycles_ends(digits):
+    model = models.build("mlp", 1, 10, 8, seed=1)
+    seen = {}
+    keep = {"on_step": lambda step, m, lr, loss: seen.setdefault(step + 1, values(m))}
+    defense = SuperFT(phase1=8, phase2=4, ramp=(2, 2), average=0.5)
+    found = defense.repair(model, digits[0], seed=4, **keep).model
+    ends = [8, 12]  # of the cycles after half of phase 1
+    for name, value in found.state_dict().items():
+        mean = torch.stack([seen[step][name] for step in ends]).mean(0)
+        assert torch.allclose(value, mean, atol=1e-6)
+
+
+def test_averaging_estimates_the_statistics_anew(digits, badnets):
+    victim, _ = badnets
+    clean = digits[0]
+    defense = SuperFT(phase1=40, phase2=20, ramp=(5, 5), average=0.0)
+    found = defense.repair(victim, clean).model
+    again = BNRecalibration(steps=36, batch_size=64).repair(found, clean).model
+    for (name, one), other in zip(found.named_buffers(), again.buffers()):
+        if one.is_floating_point():
+            assert torch.allclose(one, other, rtol=0.05, atol=0.02), name
+
+
+def test_clipping_keeps_a_network_without_batch_norm_alive(digits):
+    train, test = digits
+    model = bft.train(models.build("cnn-gn", 1, 10, 8), train, recipe="digits")
+    plain = SuperFT(lr_max1=1.5, phase1=60, phase2=60)
+    assert accuracy(plain.repair(model, train).model, test) < 0.5
+    clipped = replace(plain, clip=1.0)
+    assert accuracy(clipped.repair(model, train).model, test) > 0.8
+
+
+def test_distillation_asks_for_the_victims_answers(digits, badnets):
+    """With the whole loss on the victim's answers, wrong labels do not matter in phase 2."""
+    victim, _ = badnets
+    wrong = replace(digits[0], labels=(digits[0].labels + 1) % 10)
+    only = SuperFT(phase1=0, phase2=20, lr_max2=0.01)
+    assert accuracy(replace(only, distill=1.0).repair(victim, wrong).model, digits[1]) > 0.95
+    assert accuracy(only.repair(victim, wrong).model, digits[1]) < 0.9
+
+
+@pytest.mark.parametrize("option", [{"average": 2.0}, {"clip": 0.0}, {"distill": 1.5}])
+def test_options_of_super_fine_tuning_are_checked(option):
+    with pytest.raises(InputError, match=next(iter(option))):
+        SuperFT(**option)
+
+
 def test_scheduler_and_defence_agree(digits):
     """The defence equals a loop that a user writes with SuperFineTuneLR."""
     model = models.build("cnn-gn", 1, 10, 8, seed=1)

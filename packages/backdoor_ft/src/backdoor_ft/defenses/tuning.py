@@ -58,6 +58,8 @@ class SuperFT(Defense):
             raise InputError(f"average={self.average} is not allowed: 0 to 1, or None")
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"clip={self.clip} is not allowed: above 0, or None")
+        if not 0 <= self.distill <= 1:
+            raise InputError(f"distill={self.distill} is not allowed: 0 to 1")
 
     @staticmethod
     def from_preset(name: str) -> SuperFT:
@@ -108,7 +110,7 @@ class SuperFT(Defense):
             step_optimizer(optimizer)
             return loss.detach()
 
-        mean = [torch.zeros_like(p) for p in model.parameters()]
+        mean = [] if self.average is None else [torch.zeros_like(p) for p in model.parameters()]
         done = taken = 0
 
         def update(m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
