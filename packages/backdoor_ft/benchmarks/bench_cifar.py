@@ -29,9 +29,18 @@ CLEAN = {
         "superft": {**SUPERFT, "augment": SHIFT},
         "fst": {"steps": 300, "augment": SHIFT},
         "clp": {},
-        "anp": {"steps": 150},
-        "rnp": {"recover_steps": 150},
+        "anp": {"steps": 600},
+        # a quarter of the authors' rate for the masks, which leaves RNP stronger here
+        "rnp": {"recover_lr": 0.05},
     },
+}
+
+# the filters train a network anew, as long as the victim was trained
+ANEW = {"steps": 940, "batch_size": 128, "augment": SHIFT}
+FILTERS = {
+    "activation_clustering": ANEW,
+    "spectral": ANEW,
+    "abl": {**ANEW, "isolation_steps": 470},
 }
 
 
@@ -49,12 +58,11 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for share, repairs in CLEAN.items():
-            names = tuple(repairs)
             if arguments.filters and share == 1:
-                names += ("activation_clustering", "spectral", "abl")
+                repairs = repairs | FILTERS
             matrix = Matrix(
                 data=f"zip:{arguments.cifar}", model="resnet8", recipe="cifar-small",
-                attacks=ATTACKS, defenses=("none", *names), clean=share, limit=arguments.limit,
+                attacks=ATTACKS, defenses=("none", *repairs), clean=share, limit=arguments.limit,
                 settings=repairs,
             )  # fmt: skip
             found = run_matrix(

@@ -4,7 +4,7 @@ import backdoor_ft as bft
 import pytest
 import torch
 from backdoor_ft import InputError, LabeledData, models
-from backdoor_ft.auto import decoy_triggers, plant, range_test, seconds
+from backdoor_ft.auto import decoy_triggers, plant, range_test, seconds, strengths
 from backdoor_ft.defenses import FT
 from backdoor_ft.metrics import accuracy, attack_success
 
@@ -17,10 +17,13 @@ def halves(digits):
     return val, rest
 
 
-def test_auto_without_knowing_the_trigger(digits, badnets, halves):
+def test_auto_without_knowing_the_trigger(digits, badnets, halves, monkeypatch):
     victim, plan = badnets
+    assert len(strengths(10)) == 5
+    monkeypatch.setattr("backdoor_ft.auto.strengths", lambda limit: strengths(limit)[3:])
     val, test = halves
-    result = bft.repair(victim, digits[0], val=val, method="auto", max_acc_drop=0.01)
+    clean, _ = digits[0].split(600, 0)
+    result = bft.repair(victim, clean, val=val, method="auto", max_acc_drop=0.01)
     assert result.accepted, result.notes
     assert attack_success(result.model, test, plan) <= 0.05
     assert accuracy(result.model, val) >= accuracy(victim, val) - 0.01
@@ -36,7 +39,7 @@ def test_a_clean_model_does_not_get_worse(digits, scratch, halves):
 
 def test_auto_leaves_a_clean_model_unharmed(digits, scratch, halves):
     val, test = halves
-    result = bft.repair(scratch, digits[0], val=val, method="auto", max_acc_drop=0.005)
+    result = bft.repair(scratch, digits[0], val=val, method="auto", max_acc_drop=0.005, budget="2s")
     assert accuracy(result.model, val) >= accuracy(scratch, val) - 0.005
     assert accuracy(result.model, test) >= accuracy(scratch, test) - 0.01
 

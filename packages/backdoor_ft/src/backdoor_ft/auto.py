@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backdoor_ft.augment import Augment
 from backdoor_ft.data import LabeledData
 from backdoor_ft.defenses.base import (
     Defense,
@@ -24,7 +23,7 @@ from backdoor_ft.defenses.base import (
     make,
 )
 from backdoor_ft.defenses.tuning import SuperFT
-from backdoor_ft.engine import OnStep, fit, predict
+from backdoor_ft.engine import OnStep, fit, predict, sgd
 from backdoor_ft.errors import DivergedError, InputError
 from backdoor_ft.metrics import accuracy, attack_success, wilson
 from backdoor_ft.poison import PoisonPlan, poison
@@ -32,6 +31,7 @@ from backdoor_ft.schedules import dose
 from backdoor_ft.triggers import SIG, BadNets, Blended, RareWord, Trigger
 
 ERASED = 0.05
+CLIP = 1.0  # largest norm of the gradient
 
 
 def range_test(
@@ -40,9 +40,12 @@ def range_test(
     """Return the rate at which training on clean data breaks down.
 
     The rate grows geometrically from 1e-3 to `highest`, one step each; the test ends when the loss
-    passes three times that of a uniform guess, or is not finite.
+    passes three times that of a uniform guess, or is not finite. The gradient is clipped as in the
+    tuning that follows.
     """
     work = copy.deepcopy(model)
+    optimizer = sgd(work.parameters())
+    optimizer.register_step_pre_hook(lambda *_: clipped(work))
     limit = 3 * math.log(clean.num_classes)
     reached = [1e-3]
 
@@ -61,10 +64,16 @@ def range_test(
             steps=steps,
             batch_size=128,
             rate=lambda step: 1e-3 * (highest / 1e-3) ** (step / (steps - 1)),
+            optimizer=optimizer,
             seed=seed,
             on_step=watch,
         )
     return reached[-1]
+
+
+def clipped(model: nn.Module) -> None:
+    """Clip the gradient as the settings of :func:`strengths` do."""
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
 
 
 def decoy_triggers(clean: LabeledData, seed: int) -> list[Trigger]:
@@ -95,19 +104,20 @@ def plant(
     return victim.eval(), plan
 
 
-def strengths(limit: float, clean: LabeledData) -> list[SuperFT]:
-    """Return settings from the weakest to the strongest, by dose."""
-    little = len(clean) < 50 * clean.num_classes
-    augment = Augment(pad=max(clean.inputs.shape[-1] // 16, 1)) if (
-        little and not clean.is_text
-    ) else Augment()  # fmt: skip
-    peaks = [p for p in (0.1, 0.3, 1.0, 1.5) if p <= limit] or [limit / 2]
-    ladder = [
-        SuperFT(lr_max1=p, lr_max2=min(0.1, p / 2), phase1=200, phase2=160, batch_size=64,
-                augment=augment)
-        for p in peaks
+def strengths(limit: float) -> list[SuperFT]:
+    """Return settings from the weakest to the strongest.
+
+    The gradient is clipped, without which a network that has no batch normalisation breaks at
+    these rates. All but the strongest ask in phase 2 for the victim's softened answers to the
+    clean images: that keeps accuracy where they are few, and keeps a little of the victim.
+    """
+    kinds = [(p, share) for p, share in ((0.3, 0.9), (0.6, 0.9), (1.0, 0.7), (1.5, 0.7), (1.5, 0.0))
+             if p <= limit] or [(limit / 2, 0.5)]  # fmt: skip
+    return [
+        SuperFT(lr_max1=p, lr_max2=min(0.1, p / 2), phase1=200, phase2=240, batch_size=64,
+                average=0.5, clip=CLIP, distill=share)
+        for p, share in kinds
     ]  # fmt: skip
-    return [*ladder, replace(ladder[-1], phase1=400)]
 
 
 def seconds(budget: str | float | None) -> float:
@@ -145,9 +155,9 @@ def auto(
     1. A range test on the clean data bounds the peak rate.
     2. Decoy backdoors are planted into copies; the weakest setting that erases them within the
        accuracy budget is chosen.
-    3. The model itself is tuned with 1.5 times that length; it is kept only where accuracy on
-       held-out clean data stays within the budget, else weaker settings are tried, and the victim
-       is returned at last.
+    3. The model itself is tuned with 1.5 times that length, at the strongest setting first; it is
+       kept only where accuracy on held-out clean data stays within the budget, else others are
+       tried, at last those that did not erase the decoys, and the victim is returned if all fail.
 
     The decoys' ASR in the notes is evidence, not proof.
 
@@ -169,7 +179,7 @@ def auto(
     notes: list[str] = []
     peak = range_test(model, data, seed=seed)
     notes.append(f"range test: rates up to {peak:.3g}")
-    ladder = strengths(peak, data)
+    ladder = strengths(peak)
     decoys = []
     for number, trigger in enumerate(decoy_triggers(data, seed)):
         if time.monotonic() - started > limit_s / 4:
@@ -193,22 +203,25 @@ def auto(
             if not erased[-1]:
                 break
         names = ", ".join(f"{p.trigger.name} {a:.2f}" for (_, p, _), a in zip(decoys, found))
-        notes.append(f"decoys at peak {setting.lr_max1:g}: ASR {names}")
+        notes.append(f"decoys at {_named(setting)}: ASR {names}")
         if all(erased):
             chosen = level
             break
     if not decoys:
         notes.append("no decoy could be planted: the strongest setting is tried first")
     best: tuple[Any, ...] | None = None
-    # the chosen one first, then the stronger one, which often restores more, then weaker ones
-    order = [chosen, *range(chosen + 1, len(ladder) - 1)[:1], *range(chosen - 1, -1, -1)]
-    for level in order:
+    # what erased the decoys and all that is stronger, the strongest first; the same with other
+    # batches, of which one may keep more; weaker settings at last
+    strong = range(len(ladder) - 1, chosen - 1, -1)
+    order = [(level, seed + 1000 * again) for again in range(2) for level in strong]
+    order += [(level, seed) for level in range(chosen - 1, -1, -1)]
+    for level, draws in order:
         setting = ladder[level]
         margin = replace(setting, phase1=int(1.5 * setting.phase1))
-        result = margin.repair(model, data, seed=seed, on_step=on_step)
+        result = margin.repair(model, data, seed=draws, on_step=on_step)
         holds, before, after = guard(model, result.model, held, max_acc_drop)
         notes.append(
-            f"peak {margin.lr_max1:g}, {margin.phase1} + {margin.phase2} steps: held-out accuracy"
+            f"{_named(margin)}, {margin.phase1} + {margin.phase2} steps: held-out accuracy"
             f" {before:.3f} -> {after:.3f}, displacement {result.displacement:.2f}"
         )
         if holds:
@@ -234,6 +247,10 @@ def auto(
         True,
         tuple(notes) + result.notes,
     )
+
+
+def _named(setting: SuperFT) -> str:
+    return f"peak {setting.lr_max1:g}, {setting.distill:g} distilled"
 
 
 def _held_out(clean: LabeledData, seed: int) -> tuple[LabeledData, LabeledData]:

@@ -27,7 +27,7 @@ from backdoor_ft.files import make_folder, write_atomically
 from backdoor_ft.metrics import evaluate, score
 from backdoor_ft.models import build
 from backdoor_ft.poison import PoisonPlan
-from backdoor_ft.report import figure_png, matrix_figure, picture, render
+from backdoor_ft.report import figure_png, matrix_page, sequela_page
 from backdoor_ft.schedules import dose, plot_schedule
 from backdoor_ft.schedules import preset as named_preset
 from backdoor_ft.sequela import AUDITS, sequela
@@ -394,22 +394,7 @@ def sequela_command(
         )  # fmt: skip
     _write_json(fixed / "sequela.json", found.to_json())
     if html is not None:
-        pictures = [picture(found.plot(), "re-injection")] if found.curves else []
-        rows = [
-            [name, *(f"{v:.3f}" for v in value.values())] for name, value in found.values.items()
-        ]
-        for name, attacks in found.membership.items():
-            rows += [[f"{name}: {m.attack}", f"AUC {m.auc:.3f}", f"{m.tpr_at_1:.3f}", ""]
-                     for m in attacks]  # fmt: skip
-        table = {
-            "title": "Audits", "columns": ["audit", "before / AUC", "after / TPR 1 %", "reference"],
-            "rows": rows, "note": " ".join(found.notes),
-        }  # fmt: skip
-        page = render(
-            "report.html.j2", title="Sequela", lead=f"{victim} and {fixed}", tables=[table],
-            pictures=pictures,
-        )  # fmt: skip
-        write_atomically(html, page.encode())
+        write_atomically(html, sequela_page(found, f"{victim} and {fixed}").encode())
     if json:
         print(_dump(found.to_json()))
         return 0
@@ -507,33 +492,11 @@ def bench_command(
 
     rows = run_matrix(wanted, out, on_cell=tell)
     if html is not None:
-        write_atomically(html, _matrix_page(rows).encode())
+        write_atomically(html, matrix_page(rows).encode())
     if parquet is not None:
         write_atomically(parquet, table_parquet(rows))
     print(_dump(rows) if json else out / "table.csv")
     return 0
-
-
-def _matrix_page(rows: list[dict[str, Any]]) -> str:
-    cells = [[f"{r[c]:.3f}" if isinstance(r[c], float) else r[c] for c in COLUMNS] for r in rows]
-    means = []
-    for name in dict.fromkeys(r["defense"] for r in rows):
-        own = [r for r in rows if r["defense"] == name and r["status"] == "done"]
-        if own:
-            keys = ("acc", "asr", "ra", "der", "cpu_s")
-            found = [sum(r[k] for r in own) / len(own) for k in keys]
-            worst = max(r["asr"] for r in own)
-            means.append([name, len(own), *(f"{v:.3f}" for v in found), f"{worst:.3f}"])
-    tables = [
-        {"title": "Means over finished cells",
-         "columns": ["defense", "cells", "ACC", "ASR", "RA", "DER", "cpu s", "worst ASR"],
-         "rows": means, "note": "Weak attacks, refusals and failures are left out, not averaged."},
-        {"title": "All cells", "columns": list(COLUMNS), "rows": cells, "note": ""},
-    ]  # fmt: skip
-    return render(
-        "report.html.j2", title="Benchmark matrix", lead=f"{len(rows)} cells", tables=tables,
-        pictures=[picture(matrix_figure(rows), "ACC against ASR")],
-    )  # fmt: skip
 
 
 @app.command(name="report")
@@ -554,7 +517,7 @@ def report_command(store: Path, *, html: Path) -> int:
         raise InputError(f"store={str(store)!r} holds no cells: run 'backdoor-ft bench' first")
     try:
         rows = [json.loads(f.read_text()) for f in files]
-        page = _matrix_page(sorted(rows, key=lambda r: [str(r[c]) for c in COLUMNS[:6]]))
+        page = matrix_page(sorted(rows, key=lambda r: [str(r[c]) for c in COLUMNS[:6]]))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"store={str(store)!r} holds a damaged cell: {error}") from error
     write_atomically(html, page.encode())

@@ -11,19 +11,30 @@ if TYPE_CHECKING:
 
 
 def activation_clusters(
-    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], largest: float = 0.35
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, " n"],
+    largest: float = 0.35,
+    apart: float = 3.0,
 ) -> Bool[np.ndarray, " n"]:
-    """Flag the smaller of two clusters of each class, where it is small (Chen et al. 2018).
+    """Flag the smaller of two clusters of a class that looks poisoned (Chen et al. 2018).
+
+    A class does where that cluster is small, or where its two clusters lie apart as no other
+    class's do: their silhouette is more than `apart` scaled MADs above the median of the classes.
+    The second sign is for poisons as many as the class's own samples.
 
     Parameters
     ----------
     features : last hidden features
     labels : as in the (poisoned) training set
-    largest : largest share of a class that may be flagged
+    largest : largest share of a class that is small
+    apart : scaled MADs of the silhouettes
     """
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
+    from sklearn.metrics import silhouette_score
 
+    smaller: list[np.ndarray] = []
+    silhouettes: list[float] = []
     flagged = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         where = np.flatnonzero(labels == label)
@@ -32,9 +43,16 @@ def activation_clusters(
         width = min(10, len(where), features.shape[1])
         reduced = PCA(width, random_state=0).fit_transform(features[where])
         cluster = KMeans(2, n_init=4, random_state=0).fit_predict(reduced)
-        small = int(np.bincount(cluster, minlength=2).argmin())
-        if (cluster == small).mean() <= largest:
-            flagged[where[cluster == small]] = True
+        small = cluster == np.bincount(cluster, minlength=2).argmin()
+        smaller.append(where[small])
+        both = 2 <= len(np.unique(cluster)) < len(where)
+        silhouettes.append(float(silhouette_score(reduced, cluster)) if both else 0.0)
+        if small.mean() <= largest:
+            flagged[where[small]] = True
+    if silhouettes:
+        for members, index in zip(smaller, -anomaly_index(np.array(silhouettes))):
+            if index > apart:
+                flagged[members] = True
     return flagged
 
 

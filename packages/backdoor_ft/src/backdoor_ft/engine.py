@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,21 @@ def batches(count: int, batch_size: int, seed: int, start: int) -> Iterator[Int[
     step = start
     while True:
         epoch = step // per_epoch
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(_mix(seed, epoch)))
+        generator = torch.Generator().manual_seed(_mix(seed, epoch))
+        order = torch.randperm(count, generator=generator, device="cpu")
         for inside in range(step % per_epoch, per_epoch):
             yield order[inside * size : (inside + 1) * size]
             step += 1
+
+
+def draw(
+    data: LabeledData, batch_size: int, seed: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and labels of the batches of :func:`batches` from the first on, on a device."""
+    inputs, labels = data.inputs.to(device), data.labels.to(device)
+    for index in batches(len(data), batch_size, seed, 0):
+        where = index.to(device)
+        yield inputs[where], labels[where]
 
 
 def _mix(seed: int, number: int) -> int:
@@ -125,7 +137,7 @@ def mixed(
     kind = PRECISIONS[precision]
     token = _scaler.set(scaler)
     try:
-        with torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None):
+        with torch.autocast(device.type, kind) if kind is not None else nullcontext():
             yield
     finally:
         _scaler.reset(token)
@@ -183,6 +195,7 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every: int = 100,
     precision: str = "float32",
+    shard: bool = False,
 ) -> list[dict[str, float]]:
     """Train a network in place.
 
@@ -201,6 +214,9 @@ def fit(
     checkpoint_every : iterations between two writes
     precision : "float32", or "bfloat16" or "float16" for autocast; float16 scales the loss, as far
         as `update` steps through the optimiser that it is given and calls :func:`backward`
+    shard : split parameters, gradients and the optimiser's state over the processes (FSDP2), for
+        networks too large for one; `update` and `on_step` then see sharded parameters, and `model`
+        gets the trained weights at the end. Without several processes it changes nothing
 
     Returns
     -------
@@ -220,7 +236,14 @@ def fit(
     scaler = _check_precision(device, precision)
     distributed = dist.is_available() and dist.is_initialized()
     world, rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
-    wrapped = nn.parallel.DistributedDataParallel(model) if distributed else model
+    wrapped = origin = model
+    if distributed and shard:
+        if checkpoint is not None:
+            raise InputError("checkpoint is not allowed with shard=True: a shard is not a model")
+        wrapped = model = _sharded(origin)
+        optimizer = type(optimizer)(wrapped.parameters(), **optimizer.defaults)
+    elif distributed:
+        wrapped = nn.parallel.DistributedDataParallel(model)
     order = batches(len(data), batch_size, seed, len(log))
     inputs, labels = data.inputs, data.labels
     if device.type != "cpu":
@@ -245,7 +268,24 @@ def fit(
             _save(checkpoint, model, optimizer, log)
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise DivergedError(f"a weight is not finite after {steps} steps")
+    if model is not origin:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        whole = StateDictOptions(full_state_dict=True)
+        origin.load_state_dict(get_model_state_dict(model, options=whole))
     return log
+
+
+def _sharded(model: nn.Module) -> nn.Module:
+    """Return a copy whose parts with parameters are sharded, each gathered only when it runs."""
+    from torch.distributed.fsdp import fully_shard
+
+    own = copy.deepcopy(model)
+    for part in own.children():
+        if any(True for _ in part.parameters()):
+            fully_shard(part)
+    fully_shard(own)
+    return own
 
 
 def _save(path: Path, model: nn.Module, optimizer: Any, log: list[dict[str, float]]) -> None:
@@ -276,6 +316,7 @@ def train(
     seed: int = 0,
     on_step: OnStep | None = None,
     checkpoint: Path | None = None,
+    shard: bool = False,
 ) -> nn.Module:
     """Train a network and return it in evaluation mode.
 
@@ -285,7 +326,7 @@ def train(
     data : training set, poisoned or clean
     recipe : name in ``RECIPES`` or a :class:`Recipe`
     seed : of weights (with a factory), order and augmentation
-    on_step, checkpoint : as in :func:`fit`
+    on_step, checkpoint, shard : as in :func:`fit`
 
     Raises
     ------
@@ -314,5 +355,6 @@ def train(
         on_step=on_step,
         checkpoint=checkpoint,
         precision=recipe.precision,
+        shard=shard,
     )
     return model.eval()

@@ -16,6 +16,8 @@ from backdoor_ft.triggers import Trigger
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from backdoor_ft.sequela import Sequela
+
 
 def render(template: str, **values: Any) -> str:
     """Fill one of the package's HTML templates."""
@@ -132,3 +134,76 @@ def matrix_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     axis.set_ylabel("ACC")
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def sequela_page(found: Sequela, lead: str) -> str:
+    """Return the page of an audit."""
+    rows = [
+        [name, *(f"{value[k]:.3f}" if k in value else "" for k in ("before", "after", "reference"))]
+        for name, value in found.values.items()
+    ]
+    if found.curves:
+        half = {c.name: "never" if c.half is None else str(c.half) for c in found.curves}
+        steps = (half.get(k, "") for k in ("before", "after", "reference"))
+        rows.append(["re-injection: steps to ASR .5", *steps])
+    audits = {
+        "title": "Audits", "columns": ["audit", "before", "after", "never backdoored"],
+        "rows": rows, "note": " ".join(found.notes),
+    }  # fmt: skip
+    members = {
+        "title": "Membership inference",
+        "columns": ["model", "attack", "AUC", "TPR at 1 % FPR"],
+        "rows": [
+            [name, m.attack, _interval(m.auc, *m.auc_interval),
+             _interval(m.tpr_at_1, *m.tpr_at_1_interval)]
+            for name, attacks in found.membership.items() for m in attacks
+        ],
+        "note": "AUC .5 and TPR .01 are chance.",
+    }  # fmt: skip
+    pictures = [picture(found.plot(), "re-injection")] if found.curves else []
+    if found.membership:
+        last = {name: attacks[-1] for name, attacks in found.membership.items()}
+        kind = next(iter(last.values())).attack
+        pictures.append(picture(roc_figure(last), f"membership inference by {kind}"))
+    tables = [t for t in (audits, members) if t["rows"]]
+    return render("report.html.j2", title="Sequela", lead=lead, tables=tables, pictures=pictures)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def matrix_page(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the page of a benchmark matrix: means of the defences, all cells, ACC against ASR."""
+    means = []
+    for name in dict.fromkeys(r["defense"] for r in rows):
+        own = [r for r in rows if r["defense"] == name and r["status"] == "done"]
+        if own:
+            keys = ("acc", "asr", "ra", "der", "cpu_s")
+            found = [sum(r[k] for r in own) / len(own) for k in keys]
+            worst = max(r["asr"] for r in own)
+            means.append([name, len(own), *(f"{v:.3f}" for v in found), f"{worst:.3f}"])
+    cells = [
+        [
+            r["attack"], r["defense"], f"{r['ratio']:g}", r["seed"],
+            _interval(r["acc"], r["acc_low"], r["acc_high"]),
+            _interval(r["asr"], r["asr_low"], r["asr_high"]),
+            f"{r['ra']:.3f}", f"{r['der']:.3f}", f"{r['dose']:.0f}", f"{r['displacement']:.2f}",
+            f"{r['cpu_s']:.1f}", r["status"],
+        ]
+        for r in rows
+    ]  # fmt: skip
+    tables = [
+        {"title": "Means over finished cells",
+         "columns": ["defence", "cells", "ACC", "ASR", "RA", "DER", "cpu s", "worst ASR"],
+         "rows": means, "note": "Weak attacks, refusals and failures are left out, not averaged."},
+        {"title": "All cells",
+         "columns": ["attack", "defence", "ratio", "seed", "ACC", "ASR", "RA", "DER", "dose",
+                     "displacement", "cpu s", "status"],
+         "rows": cells, "note": "Wilson intervals of 95 %."},
+    ]  # fmt: skip
+    over = ", ".join(sorted({f"{r['dataset']} with {r['backbone']}" for r in rows}))
+    return render(
+        "report.html.j2", title="Benchmark matrix", lead=f"{len(rows)} cells: {over}",
+        tables=tables, pictures=[picture(matrix_figure(rows), "ACC against ASR")],
+    )  # fmt: skip

@@ -65,6 +65,8 @@ def fit_stacked(
     skeleton = copy.deepcopy(trained[0]).to("meta")
     found, buffers = stack_module_state(trained)
     parameters = {name: p.detach().requires_grad_() for name, p in found.items()}
+    device = next(iter(parameters.values())).device
+    inputs, labels = data.inputs.to(device), data.labels.to(device)
     velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
 
     def logits(p: dict[str, Tensor], b: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -75,9 +77,9 @@ def fit_stacked(
     for step in range(steps):
         index: Int[Tensor, "models batch"] = torch.stack(
             [pool[next(order)] for pool, order in zip(pools, orders)]
-        )
-        out = forward(parameters, buffers, data.inputs[index])
-        loss = F.cross_entropy(out.flatten(0, 1), data.labels[index].flatten()) * count
+        ).to(device)
+        out = forward(parameters, buffers, inputs[index])
+        loss = F.cross_entropy(out.flatten(0, 1), labels[index].flatten()) * count
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         lr = rate(step)
         with torch.no_grad():

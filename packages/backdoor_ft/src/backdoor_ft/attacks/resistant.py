@@ -93,10 +93,9 @@ def sbl(
     ) -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(m(x), y)
-        pull = sum(
-            ((f * (p - a).square()).sum() for f, p, a in zip(fisher, m.parameters(), anchor)),
-            torch.zeros(()),
-        )
+        pull = torch.stack(
+            [(f * (p - a).square()).sum() for f, p, a in zip(fisher, m.parameters(), anchor)]
+        ).sum()
         (loss + ewc * pull).backward()
         optimizer.step()
         return loss.detach()

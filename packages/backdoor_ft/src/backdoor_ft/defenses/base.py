@@ -193,7 +193,7 @@ class Defense(ABC):
             for parameter in work.parameters():
                 parameter.requires_grad_(True)
             try:
-                with torch.random.fork_rng(devices=[]):
+                with torch.random.fork_rng(devices=own_generators(model)):
                     torch.manual_seed(seed)
                     repaired = self.run(work, clean, context)
                 if not bool(torch.isfinite(predict(repaired, clean.inputs[:64])).all()):
@@ -220,6 +220,12 @@ class Defense(ABC):
             True,
             tuple(context.notes),
         )
+
+
+def own_generators(model: nn.Module) -> list[torch.device]:
+    """Return the GPU whose random generator a repair seeds and has to put back, if any."""
+    device = next(model.parameters()).device
+    return [device] if device.type == "cuda" else []
 
 
 def check_fit(model: nn.Module, clean: LabeledData) -> None:

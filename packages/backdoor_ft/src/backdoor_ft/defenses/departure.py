@@ -79,12 +79,12 @@ class D3(Defense):
         trained = [p for p in model.parameters() if p.ndim > 1]
         origin = [p.detach().clone() for p in trained]
         norms = [p.norm() for p in origin]
-        total = torch.sqrt(sum((n.square() for n in norms), torch.zeros(())))
+        total = torch.stack(norms).norm()
 
         def update(m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
             optimizer.zero_grad()
             task = F.cross_entropy(m(x), y)
-            square = sum(((p - q).square().sum() for p, q in zip(trained, origin)), torch.zeros(()))
+            square = torch.stack([(p - q).square().sum() for p, q in zip(trained, origin)]).sum()
             distance = torch.sqrt(square + 1e-8) / total
             (self.weight * torch.relu(task - self.budget) - distance).backward()
             optimizer.step()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backdoor_ft.augment import NO_AUGMENT, Augment
 from backdoor_ft.data import LabeledData
 from backdoor_ft.defenses.base import Context, Defense, head_inputs
 from backdoor_ft.defenses.tuning import reinitialise
@@ -27,11 +28,16 @@ def _training_set(context: Context) -> LabeledData:
 
 
 def _retrain(
-    model: nn.Module, kept: LabeledData, context: Context, lr: float, steps: int, batch_size: int
+    model: nn.Module,
+    kept: LabeledData,
+    context: Context,
+    how: ABL | ActivationClustering | SpectralSignatures,
 ) -> nn.Module:
     fresh = reinitialise(model)
-    rate = CosineConfig(lr, steps).learning_rate
-    context.fit(fresh, kept, steps=steps, batch_size=batch_size, rate=rate)
+    rate = CosineConfig(how.lr, how.steps).learning_rate
+    context.fit(
+        fresh, kept, steps=how.steps, batch_size=how.batch_size, rate=rate, augment=how.augment
+    )
     return fresh
 
 
@@ -54,6 +60,7 @@ class ABL(Defense):
     lr: float = 0.05
     unlearn_lr: float = 5e-4
     batch_size: int = 64
+    augment: Augment = NO_AUGMENT
 
     def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
         """Isolate, train, unlearn."""
@@ -70,13 +77,19 @@ class ABL(Defense):
         size = self.batch_size
         rate = CosineConfig(self.lr, self.isolation_steps, constant=True).learning_rate
         context.fit(
-            scout, data, steps=self.isolation_steps, batch_size=size, rate=rate, update=ascent
+            scout,
+            data,
+            steps=self.isolation_steps,
+            batch_size=size,
+            rate=rate,
+            update=ascent,
+            augment=self.augment,
         )
         losses = F.cross_entropy(predict(scout, data.inputs), data.labels, reduction="none")
         count = max(round(self.isolate * len(data)), 2)
         order = losses.argsort()
         isolated, rest = data.subset(order[:count]), data.subset(order[count:])
-        repaired = _retrain(model, rest, context, self.lr, self.steps, size)
+        repaired = _retrain(model, rest, context, self)
 
         def unlearn(m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
             optimizer.zero_grad()
@@ -103,6 +116,7 @@ class ActivationClustering(Defense):
     lr: float = 0.05
     steps: int = 400
     batch_size: int = 64
+    augment: Augment = NO_AUGMENT
 
     def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
         """Flag, drop, retrain."""
@@ -111,7 +125,7 @@ class ActivationClustering(Defense):
         flagged = activation_clusters(features, data.labels.numpy(), self.largest)
         context.notes.append(f"{int(flagged.sum())} of {len(data)} training samples dropped")
         kept = data.subset(torch.as_tensor(~flagged))
-        return _retrain(model, kept, context, self.lr, self.steps, self.batch_size)
+        return _retrain(model, kept, context, self)
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,7 @@ class SpectralSignatures(Defense):
     lr: float = 0.05
     steps: int = 400
     batch_size: int = 64
+    augment: Augment = NO_AUGMENT
 
     def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
         """Score, drop, retrain."""
@@ -138,4 +153,4 @@ class SpectralSignatures(Defense):
             keep[where[np.argsort(scores[where])[len(where) - count :]]] = False
         context.notes.append(f"{int((~keep).sum())} of {len(data)} training samples dropped")
         kept = data.subset(torch.as_tensor(keep))
-        return _retrain(model, kept, context, self.lr, self.steps, self.batch_size)
+        return _retrain(model, kept, context, self)

@@ -14,7 +14,7 @@ from backdoor_ft.data import LabeledData
 from backdoor_ft.defenses.adversarial import _images_only
 from backdoor_ft.defenses.base import Context, Defense
 from backdoor_ft.detect import anomaly_index
-from backdoor_ft.engine import batches
+from backdoor_ft.engine import draw
 from backdoor_ft.schedules import CosineConfig
 
 
@@ -40,18 +40,19 @@ def invert(
     """
     shape = clean.inputs.shape[1:]
     generator = torch.Generator().manual_seed(seed + target)
-    mask = torch.randn(1, *shape[1:], generator=generator).requires_grad_()
-    pattern = torch.randn(shape, generator=generator).requires_grad_()
+    device = next(model.parameters()).device
+    mask = torch.randn(1, *shape[1:], generator=generator, device="cpu").to(device).requires_grad_()
+    pattern = torch.randn(shape, generator=generator, device="cpu").to(device).requires_grad_()
     optimizer = torch.optim.Adam([mask, pattern], lr, betas=(0.5, 0.9))
-    order = batches(len(clean), batch_size, seed, 0)
+    batch = draw(clean, batch_size, seed, device)
     best, cost, up, down = None, init_cost, 0, 0
     smallest = float("inf")
     model.eval()
     for _ in range(steps):
-        x = clean.inputs[next(order)]
+        x, _ = next(batch)
         m, p = (torch.tanh(mask) + 1) / 2, (torch.tanh(pattern) + 1) / 2
         logits = model((1 - m) * x + m * p)
-        wanted = torch.full((len(x),), target)
+        wanted = torch.full((len(x),), target, device=device)
         size = m.sum()
         area = float(size.detach())
         optimizer.zero_grad()
@@ -107,7 +108,7 @@ class NC(Defense):
         def update(m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
             x = x.clone()
             count = max(int(self.share * len(x)), 1)
-            mask, pattern = triggers[int(torch.randint(len(triggers), ()))]
+            mask, pattern = triggers[int(torch.randint(len(triggers), (), device="cpu"))]
             x[:count] = (1 - mask) * x[:count] + mask * pattern
             optimizer.zero_grad()
             loss = F.cross_entropy(m(x), y)

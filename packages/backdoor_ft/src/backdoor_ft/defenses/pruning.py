@@ -60,10 +60,10 @@ def norm_after(model: nn.Module, inputs: Tensor) -> dict[nn.Module, nn.Module]:
 
 
 @torch.no_grad()
-def silence(module: nn.Module, channels: Int[Tensor, " k"]) -> None:
-    """Set output channels of a layer, or of a normalisation, to zero."""
+def silence(module: nn.Module, channels: Int[Tensor, " k"], bias: bool = True) -> None:
+    """Set output channels of a layer, or of a normalisation, to zero, or only their weights."""
     module.weight[channels] = 0  # type: ignore[operator]
-    if module.bias is not None:
+    if bias and module.bias is not None:
         module.bias[channels] = 0  # type: ignore[operator]
 
 

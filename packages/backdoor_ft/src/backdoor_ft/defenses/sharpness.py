@@ -41,7 +41,7 @@ def adaptive_ascent(parameters: list[nn.Parameter], rho: float) -> list[Tensor]:
     rho : radius
     """
     scaled = [p.detach().abs() * p.grad for p in parameters if p.grad is not None]
-    norm = torch.sqrt(sum((s.square().sum() for s in scaled), torch.zeros(()))) + 1e-12
+    norm = torch.stack([s.norm() for s in scaled]).norm() + 1e-12
     return [rho * p.detach().abs() * s / norm for p, s in zip(parameters, scaled)]
 
 

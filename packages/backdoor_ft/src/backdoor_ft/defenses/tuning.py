@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from backdoor_ft.augment import NO_AUGMENT, Augment
 from backdoor_ft.data import LabeledData
 from backdoor_ft.defenses.base import BATCH_NORM, Context, Defense
-from backdoor_ft.engine import batches
+from backdoor_ft.engine import backward, draw, plain_update, sgd, step_optimizer
+from backdoor_ft.errors import InputError
 from backdoor_ft.models import head_of
 from backdoor_ft.schedules import CosineConfig, SuperFineTuneConfig, preset
 
@@ -26,6 +28,12 @@ class SuperFT(Defense):
     lr_base ... batch_size : as in :class:`backdoor_ft.schedules.SuperFineTuneConfig`
     carry_momentum : keep the momentum buffers over the change of phase
     augment : of the clean data
+    average : part of phase 1 after which the weights at the end of every cycle are averaged
+        (Izmailov et al. 2018), with the statistics of batch normalisation estimated anew; None
+        keeps the last weights, as the paper does
+    clip : largest norm of the gradient, for networks that the peak rate breaks; None for none
+    distill, temperature : share of the loss of phase 2 that asks for the victim's softened
+        answers to the same clean images, which hold more of the task than few labels
     """
 
     name: ClassVar[str] = "superft"
@@ -40,6 +48,18 @@ class SuperFT(Defense):
     batch_size: int = 64
     carry_momentum: bool = True
     augment: Augment = NO_AUGMENT
+    average: float | None = None
+    clip: float | None = None
+    distill: float = 0.0
+    temperature: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.average is not None and not 0 <= self.average <= 1:
+            raise InputError(f"average={self.average} is not allowed: 0 to 1, or None")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip={self.clip} is not allowed: above 0, or None")
+        if not 0 <= self.distill <= 1:
+            raise InputError(f"distill={self.distill} is not allowed: 0 to 1")
 
     @staticmethod
     def from_preset(name: str) -> SuperFT:
@@ -69,7 +89,49 @@ class SuperFT(Defense):
             if self.carry_momentum
             else [(0, self.phase1), (self.phase1, schedule.steps)]
         )
+
+        def limit(_optimizer: object, _args: object, _options: object) -> None:
+            nn.utils.clip_grad_norm_(model.parameters(), float(self.clip or 0))
+
+        victim = copy.deepcopy(model).eval()
+
+        def distilled(
+            m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer
+        ) -> Tensor:
+            with torch.no_grad():
+                wanted = (victim(x) / self.temperature).log_softmax(1)
+            optimizer.zero_grad(set_to_none=True)
+            logits = m(x)
+            found = (logits / self.temperature).log_softmax(1)
+            apart = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+            loss = (1 - self.distill) * F.cross_entropy(logits, y)
+            loss = loss + self.distill * self.temperature**2 * apart
+            backward(loss)
+            step_optimizer(optimizer)
+            return loss.detach()
+
+        mean = [] if self.average is None else [torch.zeros_like(p) for p in model.parameters()]
+        done = taken = 0
+
+        def update(m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+            nonlocal done, taken
+            if self.distill and done >= self.phase1:
+                loss = distilled(m, x, y, optimizer)
+            else:
+                loss = plain_update(m, x, y, optimizer)
+            done += 1
+            late = self.average is not None and done > self.average * self.phase1
+            if late and (done % sum(self.ramp) == 0 or done == schedule.steps):
+                taken += 1
+                with torch.no_grad():
+                    for kept, p in zip(mean, model.parameters()):
+                        kept.lerp_(p, 1 / taken)
+            return loss
+
         for first, last in parts:
+            optimizer = sgd(model.parameters(), self.momentum, self.weight_decay)
+            if self.clip is not None:
+                optimizer.register_step_pre_hook(limit)
             context.fit(
                 model,
                 clean,
@@ -78,8 +140,15 @@ class SuperFT(Defense):
                 rate=lambda step, first=first: schedule.learning_rate(first + step),  # type: ignore[misc]
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
+                update=update,
                 augment=self.augment,
+                optimizer=optimizer,
             )
+        if taken:
+            with torch.no_grad():
+                for kept, p in zip(mean, model.parameters()):
+                    p.copy_(kept)
+            estimate_statistics(model, clean, self.batch_size, context.seed)
         return model
 
 
@@ -145,22 +214,31 @@ class BNRecalibration(Defense):
     steps: int = 100
     batch_size: int = 128
 
-    @torch.no_grad()
     def run(self, model: nn.Module, clean: LabeledData, context: Context) -> nn.Module:
         """Average the statistics of the clean batches; no weight changes."""
-        layers = [m for m in model.modules() if isinstance(m, BATCH_NORM)]
-        kept = [m.momentum for m in layers]
-        model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # cumulative average
-            layer.train()
-        order = batches(len(clean), self.batch_size, context.seed, 0)
-        for _ in range(self.steps):
-            model(clean.inputs[next(order)].to(next(model.parameters()).device))
-        for layer, momentum in zip(layers, kept):
-            layer.momentum = momentum
+        return estimate_statistics(model, clean, self.batch_size, context.seed, self.steps)
+
+
+@torch.no_grad()
+def estimate_statistics(
+    model: nn.Module, clean: LabeledData, batch_size: int, seed: int, steps: int | None = None
+) -> nn.Module:
+    """Estimate the running statistics of batch normalisation anew, on two epochs or `steps`."""
+    layers = [m for m in model.modules() if isinstance(m, BATCH_NORM)]
+    if not layers:
         return model
+    kept = [m.momentum for m in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # cumulative average
+        layer.train()
+    batch = draw(clean, batch_size, seed, next(model.parameters()).device)
+    for _ in range(steps or 2 * max(len(clean) // batch_size, 1)):
+        model(next(batch)[0])
+    for layer, momentum in zip(layers, kept):
+        layer.momentum = momentum
+    return model
 
 
 def reinitialise(model: nn.Module) -> nn.Module:

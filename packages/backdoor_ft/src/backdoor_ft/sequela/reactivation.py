@@ -38,7 +38,8 @@ def query_reactivation(
     """
     if data.is_text:
         raise InputError("audit='qra' perturbs pixels: token ids have none")
-    delta = torch.zeros(data.inputs.shape[1:], requires_grad=True)
+    device = next(repaired.parameters()).device
+    delta = torch.zeros(data.inputs.shape[1:], device=device, requires_grad=True)
     optimizer = torch.optim.Adam([delta], 0.02)
     order = batches(len(data), 64, seed, 0)
     parameters = list(repaired.parameters())
@@ -51,8 +52,8 @@ def query_reactivation(
         x, y = data.inputs[index], data.labels[index]
         stamped = plan.trigger.apply(x)
         told = predict(victim, stamped).argmax(1)
-        both = torch.cat((x + delta, stamped + delta)).clamp(0, 1)
-        loss = F.cross_entropy(repaired(both), torch.cat((y, told)))
+        both = (torch.cat((x, stamped)).to(device) + delta).clamp(0, 1)
+        loss = F.cross_entropy(repaired(both), torch.cat((y, told)).to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -62,7 +63,7 @@ def query_reactivation(
         p.requires_grad_(flag)
     triggered = plan.triggered(test)
     wanted = plan.attacked_label(triggered.labels)
-    named = predict(repaired, (triggered.inputs + delta.detach()).clamp(0, 1)).argmax(1)
+    named = predict(repaired, (triggered.inputs + delta.detach().cpu()).clamp(0, 1)).argmax(1)
     return float((named == wanted).float().mean())
 
 
