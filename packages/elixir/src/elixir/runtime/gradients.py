@@ -144,7 +144,7 @@ class Gradients:
         work = buffer.to(device, non_blocking=True) if device.type == "cuda" else buffer
         low, high = chunk.shard
         # gloo's reduce-scatter is an all-reduce of a copy: in place it costs no copy
-        if high - low == buffer.numel() or dist.get_backend(engine.group) == "gloo":
+        if chunk.replicated or dist.get_backend(engine.group) == "gloo":
             handle = dist.all_reduce(work, group=engine.group, async_op=True)
             target = None if work is buffer else buffer
             chunk.reducing = (handle, work, target)
