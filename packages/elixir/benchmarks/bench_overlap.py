@@ -84,7 +84,7 @@ def exposed(layers=16, dim=512, rows=768, repeats=5):
     return results
 
 
-def overhead(layers=8, dim=512, rows=1024, repeats=9):
+def overhead(layers=8, dim=512, rows=1024, repeats=25):
     """Compare a bare model with one whose chunks are all resident, interleaved."""
     x = torch.randn(rows, dim, requires_grad=True)
     bare = Chain(layers, dim)

@@ -32,6 +32,7 @@ class Gradients:
         self.accumulate_dtype: torch.dtype | None = None
         self.through_host = False
         self.direct: Callable[[Chunk, Slot, Tensor], None] | None = None
+        self.held: dict[str, Tensor] = {}
         self.reduced = 0
         self._next = len(engine.chunks) - 1
         self._complete: set[int] = set()
@@ -54,6 +55,34 @@ class Gradients:
                 pin = engine.device.type == "cuda"
                 chunk.gradient = torch.zeros(chunk.host.numel(), dtype=dtype, pin_memory=pin)
         return chunk.gradient
+
+    def flat(self, chunk: Chunk, slot: Slot) -> Tensor:
+        """Return a parameter's gradient as flat elements, wherever it is."""
+        held = self.held.get(slot.name)
+        return chunk.flat(slot, self.buffer(chunk)) if held is None else held
+
+    def _hold(self, chunk: Chunk, slot: Slot, flat: Tensor) -> None:
+        """Keep a gradient on the device, in the bytes that the plan sets aside for it.
+
+        On the emulated device autograd's tensor is kept as it is, which costs no copy; on CUDA
+        the arena has a place for it, so that the allocator's blocks cannot fragment.
+        """
+        if chunk.gradient_offset >= 0:
+            target = chunk.flat(slot, self.buffer(chunk))
+            target.add_(flat) if slot.has_gradient else target.copy_(flat)
+        elif slot.has_gradient:
+            self.held[slot.name].add_(flat)
+        else:  # a part of a larger tensor would keep all of it
+            whole = flat.untyped_storage().nbytes() <= flat.nbytes
+            self.held[slot.name] = flat if whole else flat.clone()
+
+    def forget(self) -> None:
+        """Forget all gradients."""
+        self.held.clear()
+        for chunk in self.engine.chunks:
+            self.wait(chunk)
+            for slot in chunk.slots:
+                slot.has_gradient = False
 
     def hook(self, chunk: Chunk, slot: Slot) -> Callable[[Tensor], None]:
         """Return the hook that takes a parameter's gradient."""
@@ -80,10 +109,12 @@ class Gradients:
             return
         if self.on_late is not None:
             self.on_late(chunk)
-        target = chunk.flat(slot, self.buffer(chunk))
         if self.on_device(chunk):
-            target.add_(flat) if slot.has_gradient else target.copy_(flat)
-        elif slot.has_gradient:
+            self._hold(chunk, slot, flat)
+            slot.has_gradient = True
+            return
+        target = chunk.flat(slot, self.buffer(chunk))
+        if slot.has_gradient:
             self.wait(chunk)
             target.add_(flat.to(device=target.device, dtype=target.dtype))
         elif flat.dtype != target.dtype:
@@ -193,10 +224,10 @@ class Gradients:
 
     def abort_backward(self) -> None:
         """Forget a backward pass that was cut short by an exception, gradients included."""
+        self.forget()
         for chunk in self.engine.chunks:
-            self.wait(chunk)
             for slot in chunk.slots:
-                slot.arrived, slot.has_gradient = 0, False
+                slot.arrived = 0
         self._complete.clear()
         self._flight.clear()
         self._flight_bytes = 0
@@ -204,8 +235,8 @@ class Gradients:
 
     def close(self) -> None:
         """Drop the buffers."""
+        self.forget()
         for chunk in self.engine.chunks:
-            self.wait(chunk)
             chunk.gradient = None
 
 

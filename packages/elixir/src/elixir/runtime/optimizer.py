@@ -209,7 +209,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
             return None
         self.engine.gradients.wait(chunk)
         self.engine.gradients.finish_reduction(chunk)
-        flat = chunk.flat(slot, self.engine.gradients.buffer(chunk))
+        flat = self.engine.gradients.flat(chunk, slot)
         return strided(flat, slot.size, slot.stride)
 
     def clip_grad_norm_(self, max_norm: float) -> float:
@@ -226,10 +226,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
-        for chunk in self.engine.chunks:
-            self.engine.gradients.wait(chunk)
-            for slot in chunk.slots:
-                slot.has_gradient = False
+        self.engine.gradients.forget()
         self._coefficient = None
 
     @torch.no_grad()
@@ -332,7 +329,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
                 master = self.masters[id(p)]
                 master.grad = None
                 if slot.has_gradient:
-                    flat = chunk.flat(slot, gradients.buffer(chunk))
+                    flat = gradients.flat(chunk, slot)
                     g = strided(flat, slot.size, slot.stride)
                     g = g if g.dtype == master.dtype else g.to(master.dtype)
                     master.grad = g if scale == 1.0 else g * scale
@@ -360,7 +357,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
             for slot in chunk.slots:
                 if not (slot.trainable and slot.has_gradient):
                     continue
-                flat = chunk.flat(slot, engine.gradients.buffer(chunk))
+                flat = engine.gradients.flat(chunk, slot)
                 if not whole and self.states is not None:
                     state = self.states.slots[slot.name]
                     flat = flat[state.low : state.high]

@@ -61,7 +61,10 @@ class Residency:
         self.mover = mover or (
             CudaMover(self.device) if self.device.type == "cuda" else HostMover()
         )
-        self.arena = Arena(plan.cache_bytes + plan.resident_bytes, self.device)
+        outside = 0  # gradients of resident chunks, see Gradients
+        if plan.keep_gradients and self.device.type == "cpu":
+            outside = sum(c.bytes for c in plan.chunks if c.tier == "device")
+        self.arena = Arena(plan.cache_bytes + plan.resident_bytes - outside, self.device)
         self.chunks: list[Chunk] = []
         self.home: dict[str, Chunk] = {}
         self._by_parameter: dict[int, tuple[Chunk, Slot]] = {}
@@ -148,7 +151,7 @@ class Residency:
                 chunk.offset = self.arena.carve(planned.bytes)
                 self._show(chunk)
             if planned.tier == "device":
-                if self.plan.keep_gradients:
+                if self.plan.keep_gradients and self.device.type != "cpu":
                     chunk.gradient_offset = self.arena.carve(planned.bytes)
                 states = 2 if self.dtype == torch.float32 else 3
                 chunk.state_offsets = [self.arena.carve(4 * elements) for _ in range(states)]
