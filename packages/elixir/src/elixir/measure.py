@@ -191,7 +191,10 @@ def calibrated(made: Plan, seconds: float, adam_host: float | None = None) -> Pl
     from elixir.planner.simulate import simulate_plan
 
     if adam_host is not None:
-        made = replace(made, hardware=made.hardware | {"adam_host": adam_host})
+        rates = {"adam_host": adam_host}
+        if made.device == "cpu":  # the emulated device is updated where the host is
+            rates["adam_device"] = adam_host
+        made = replace(made, hardware=made.hardware | rates)
     factor = seconds / max(sum(made.step_seconds), 1e-12)
     per_step = tuple(s * factor for s in made.step_seconds)
     line = simulate_plan(replace(made, step_seconds=per_step), keep_events=False)

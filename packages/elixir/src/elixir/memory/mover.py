@@ -92,6 +92,7 @@ class HostMover:
 
 class _Ticket:
     def __init__(self, target: Tensor, source: Tensor) -> None:
+        self.submitted = time.perf_counter()
         self.target, self.source = target, source
         self.event = threading.Event()
         self.error: BaseException | None = None
@@ -119,7 +120,9 @@ class _Lane:
     def _run(self) -> None:
         free = 0.0
         while (ticket := self.queue.get()) is not None:
-            begin = max(free, time.perf_counter())
+            # a late wake-up of this thread is not the emulated bus's: a copy that was waiting
+            # begins when the one before it ended
+            begin = max(free, ticket.submitted)
             try:
                 with torch.no_grad():
                     copy_(ticket.target, ticket.source)

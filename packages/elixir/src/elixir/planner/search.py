@@ -335,6 +335,7 @@ def _costs(candidate: _Candidate, request: Request) -> list[ChunkCost]:
             c.tier,
             request.state_bytes,
             itemsize * request.world,
+            len(c.parameters),
         )
         for c in candidate.chunks
     ]
