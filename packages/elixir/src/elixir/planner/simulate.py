@@ -228,6 +228,8 @@ def simulate(
             note("h2d", -1, begin, up)
         waited = [there[row] for row in needing.get(position, ())]
         start = max([compute, *(ready[c] for c in need), *waited])
+        if start > compute:
+            start += hardware.wake
         line.stall += start - compute
         busy = seconds[position]
         if prefetch:
@@ -254,7 +256,7 @@ def simulate(
             held = down - offload_room / hardware.d2h
             if held > compute:
                 line.stall += held - compute
-                compute = held
+                compute = held + hardware.wake
         for chunk in sorted(finishing.get(position, ()), reverse=True):
             cost = chunks[chunk]
             if not cost.trainable:
@@ -277,7 +279,7 @@ def simulate(
             held = down - gradient_room / hardware.d2h
             if held > compute:
                 line.stall += held - compute
-                compute = held
+                compute = held + hardware.wake
             if step_in_backward:
                 begin = max(host, down)
                 host, disk = _adam(line, cost, chunk, begin, disk, hardware, note, beside)

@@ -17,7 +17,7 @@ from elixir._files import write_text
 from elixir.optim.kernels import adamw_, copy_
 from elixir.profile.interference import measure_interference
 
-MAY_BE_ZERO = ("latency", "copy_call", "copy_disturbs", "adam_disturbs")
+MAY_BE_ZERO = ("latency", "copy_call", "wake", "copy_disturbs", "adam_disturbs")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Hardware:
         Bytes per second and rank of a reduction between ranks.
     copy_call
         Seconds of the computing thread per copy.
+    wake
+        Seconds from the end of a copy until compute that waited for it goes on.
     copy_disturbs, adam_disturbs
         Seconds that compute loses per byte copied and per element updated beside it.
     adam_beside
@@ -62,6 +64,7 @@ class Hardware:
     disk_write: float = 1e9
     collective: float = 1e10
     copy_call: float = 0.0
+    wake: float = 0.0
     copy_disturbs: float = 0.0
     adam_disturbs: float = 0.0
     adam_beside: float = 1.0

@@ -20,7 +20,7 @@ ROUNDS = 7
 
 
 def measure_interference() -> dict[str, float]:
-    """Return ``copy_call``, ``copy_disturbs``, ``adam_disturbs`` and ``adam_beside``."""
+    """Return ``copy_call``, ``wake``, ``copy_disturbs``, ``adam_disturbs`` and ``adam_beside``."""
     size = 1 << 21
     source, target = torch.zeros(size), torch.zeros(size)
     lost, copies, _ = _beside(lambda: copy_(target, source))
@@ -31,6 +31,7 @@ def measure_interference() -> dict[str, float]:
     )
     return {
         "copy_call": _per_copy(),
+        "wake": _wake(),
         "copy_disturbs": lost / (copies * source.nbytes),
         "adam_disturbs": slower / (updates * p.numel()),
         "adam_beside": max(seconds / updates / alone, 1.0),
@@ -94,6 +95,23 @@ def _beside(work: Callable[[], object]) -> tuple[float, float, float]:
         lost.append(max(length - alone, 0.0))
         lengths.append(length)
     return statistics.median(lost), statistics.median(repeats), statistics.median(lengths)
+
+
+def _wake(rate: float = 1e9) -> float:
+    """Return how much later than at its rate a throttled copy is seen to end."""
+    from elixir.memory.mover import HostMover
+
+    source, target = torch.zeros(1 << 16), torch.zeros(1 << 16)
+    waits: dict[float, list[float]] = {rate: [], 1e15: []}
+    for speed, found in waits.items():
+        mover = HostMover(speed, speed)
+        for _ in range(8 * ROUNDS):
+            found.append(_timed(lambda: mover.h2d(target, source).wait()))  # noqa: B023
+        mover.close()
+    # the hand-over itself, without the copy, is in copy_call
+    copy = statistics.median(_timed(lambda: copy_(target, source)) for _ in range(8 * ROUNDS))
+    late = statistics.median(waits[rate]) - source.nbytes / rate
+    return max(late - (statistics.median(waits[1e15]) - copy), 0.0)
 
 
 def _per_copy() -> float:

@@ -119,6 +119,7 @@ class Engine(Residency):
                 self._check_batch((args, kwargs))
             self._depth += 1
             try:
+                self.prefetch()
                 if hooks is None:
                     return inner(*args, **kwargs)
                 with torch.autograd.graph.saved_tensors_hooks(*hooks):
