@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -112,7 +113,7 @@ def plan(
     if isinstance(hardware, Hardware):
         rates = hardware
     elif hardware == "auto":
-        rates = Hardware.measure(device)
+        rates = _measured(device, torch.get_num_threads())
     else:
         rates = Hardware.load(hardware)
     options: dict[str, Any] = {"loss_fn": loss_fn, "dtype": dtype}
@@ -141,6 +142,12 @@ def plan(
         batch_bytes=batch_bytes(batch),
     )
     return search(variants, request)
+
+
+@functools.cache
+def _measured(device: str, threads: int) -> Hardware:
+    """Measure this machine once per device and number of threads."""
+    return Hardware.measure(device)
 
 
 Names = tuple[str, ...]

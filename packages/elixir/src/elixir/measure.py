@@ -7,6 +7,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -213,8 +214,9 @@ def budget_rows(
     """Measure and predict the step time for several budgets with copies throttled to ``rate``.
 
     Steps of the model with everything resident and without the throttle alternate with those of
-    every budget and give the seconds of compute and update (a machine's speed drifts); the rest
-    of a prediction follows from the plan and from the hardware profile.
+    every budget and give the seconds of compute and update (a machine's speed drifts); where
+    chunks travel, compute includes the saved-tensor hooks. The rest of a prediction follows from
+    the plan and from the hardware profile.
     """
     throttled = hardware.emulating(h2d=rate)
     options: dict[str, Any] = {"hardware": throttled, "recompute": "none"}
@@ -222,16 +224,23 @@ def budget_rows(
     made = plan(model, batches[0], device_budget="1TiB", **options).override("*", tier="device")
     elements = sum(c.trainable for c in made.chunks)
     resident, update = initialize(model, plan=made, lr=1e-3)
+    pair = resident._elixir_engine.saved.hooks()  # type: ignore[union-attr, operator]
     rows = []
     for budget in budgets:
         model = make()
         made = plan(model, batches[0], device_budget=budget, **options)
         mover = HostMover(rate, rate, throttled.latency)
         model, optimizer = initialize(model, plan=made, mover=mover, lr=1e-3)
+        still = not any(c.tier == "host" for c in made.chunks)
         passes, updates, seconds = [], [], []
         for batch in batches[: repeats + 1]:
+            hooks: AbstractContextManager[Any] = nullcontext()
+            if not still:
+                hooks = torch.autograd.graph.saved_tensors_hooks(*pair)
             start = time.perf_counter()
-            resident(*batch).backward()
+            with hooks:
+                loss = resident(*batch)
+            loss.backward()
             middle = time.perf_counter()
             update.step()
             update.zero_grad()

@@ -14,25 +14,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from elixir.optim.kernels import adamw_, copy_
+from elixir.optim.kernels import adamw_
 
 ROUNDS = 7
 
 
+@torch.random.fork_rng(devices=())
 def measure_interference() -> dict[str, float]:
     """Return ``copy_call``, ``wake``, ``copy_disturbs``, ``adam_disturbs`` and ``adam_beside``."""
-    size = 1 << 21
-    source, target = torch.zeros(size), torch.zeros(size)
-    lost, copies, _ = _beside(lambda: copy_(target, source))
-    p, m, v, g = (torch.zeros(size // 4) for _ in range(4))
+    p, m, v, g = (torch.zeros(1 << 19) for _ in range(4))
     slower, updates, seconds = _beside(lambda: adamw_(p, m, v, g, lr=1e-3, step=1))
     alone = statistics.median(
         _timed(lambda: adamw_(p, m, v, g, lr=1e-3, step=1)) for _ in range(ROUNDS)
     )
+    lane, byte = _lanes()
     return {
-        "copy_call": _per_copy(),
+        "copy_call": _per_copy() + lane,
         "wake": _wake(),
-        "copy_disturbs": lost / (copies * source.nbytes),
+        "copy_disturbs": byte,
         "adam_disturbs": slower / (updates * p.numel()),
         "adam_beside": max(seconds / updates / alone, 1.0),
     }
@@ -97,25 +96,64 @@ def _beside(work: Callable[[], object]) -> tuple[float, float, float]:
     return statistics.median(lost), statistics.median(repeats), statistics.median(lengths)
 
 
+def _lanes(layers: int = 24, dim: int = 512) -> tuple[float, float]:
+    """Return seconds that compute loses per copy and per byte copied beside it.
+
+    Layers run on weights that stay; on those while a throttled thread copies next to nothing per
+    layer; and on weights that the thread has just copied into one of three places. The throttle
+    leaves each copy half of a layer's time, so that compute never waits for it.
+    """
+    from elixir.memory.mover import HostMover
+
+    pool = torch.randn(layers, dim * dim) / dim**0.5
+    places, x = torch.zeros(3, dim * dim), torch.randn(dim // 2, dim)
+
+    def run(size: int, mover: HostMover | None) -> None:
+        y = x
+        handle = None if mover is None else mover.h2d(places[0, :size], pool[0, :size])
+        for i in range(layers):
+            if mover is not None and handle is not None:
+                handle.wait()
+                following = places[(i + 1) % 3, :size], pool[(i + 1) % layers, :size]
+                handle = mover.h2d(*following)
+            weight = places[i % 3] if size == dim * dim else pool[i]
+            y = torch.tanh(y @ weight.view(dim, dim))
+        if handle is not None:
+            handle.wait()
+
+    sizes = (16, dim * dim)
+    with torch.no_grad():
+        run(16, None)
+        layer = statistics.median(_timed(lambda: run(16, None)) for _ in range(3)) / layers
+        movers = [HostMover(8 * size / layer) for size in sizes]
+        for size, mover in zip(sizes, movers, strict=True):
+            run(size, mover)
+        lost: list[list[float]] = []
+        for _ in range(ROUNDS):
+            still, few, all_ = (
+                _timed(lambda: run(size, mover))  # noqa: B023
+                for size, mover in ((16, None), *zip(sizes, movers, strict=True))
+            )
+            lost.append([few - still, all_ - few])
+    for mover in movers:
+        mover.close()
+    per_copy, per_byte = (max(statistics.median(c), 0.0) for c in zip(*lost, strict=True))
+    return per_copy / layers, per_byte / pool.nbytes
+
+
 def _wake(rate: float = 1e9) -> float:
     """Return how much later than at its rate a throttled copy is seen to end."""
     from elixir.memory.mover import HostMover
 
     source, target = torch.zeros(1 << 16), torch.zeros(1 << 16)
-    waits: dict[float, list[float]] = {rate: [], 1e15: []}
-    for speed, found in waits.items():
-        mover = HostMover(speed, speed)
-        for _ in range(8 * ROUNDS):
-            found.append(_timed(lambda: mover.h2d(target, source).wait()))  # noqa: B023
-        mover.close()
-    # the hand-over itself, without the copy, is in copy_call
-    copy = statistics.median(_timed(lambda: copy_(target, source)) for _ in range(8 * ROUNDS))
-    late = statistics.median(waits[rate]) - source.nbytes / rate
-    return max(late - (statistics.median(waits[1e15]) - copy), 0.0)
+    mover = HostMover(rate)
+    waits = [_timed(lambda: mover.h2d(target, source).wait()) for _ in range(8 * ROUNDS)]
+    mover.close()
+    return max(statistics.median(waits) - source.nbytes / rate, 0.0)
 
 
 def _per_copy() -> float:
-    """Return seconds of the computing thread per copy: hooks, eviction, the hand-over to a lane.
+    """Return seconds of the computing thread per copy, without the copy: hooks, eviction.
 
     A chain of small layers trains with every chunk travelling and with every chunk resident.
     """
@@ -124,14 +162,13 @@ def _per_copy() -> float:
     from elixir.memory.mover import HostMover
     from elixir.profile.hardware import Hardware
 
-    random = torch.random.get_rng_state()
     x = torch.randn(4, 32, requires_grad=True)
     made = plan(
         Chain(12, 32), x, device_budget="64MiB", hardware=Hardware(), recompute="none", prefetch=0
     )
     least = made.override("*", tier="host")._replan(device_budget=made.least_budget)
     resident = made.override("*", tier="device")
-    mover = HostMover(1e15, 1e15)
+    mover = HostMover()
     far, pair = initialize(Chain(12, 32), plan=least, mover=mover)
     near, other = initialize(Chain(12, 32), plan=resident)
     batches = [(x,)]
@@ -145,5 +182,4 @@ def _per_copy() -> float:
     copies = (sum(mover.copies.values()) - before) / len(extra)
     pair.close()
     other.close()
-    torch.random.set_rng_state(random)
     return max(statistics.median(extra), 0.0) / copies
