@@ -67,6 +67,7 @@ class Chunk:
     unused_prefetches: int = 0
     untouched: bool = False
     reducing: Any = None
+    reduced: bool = False
     copies: list[Any] = field(default_factory=list)
     stepping: Any = None
     gradient_offset: int = -1

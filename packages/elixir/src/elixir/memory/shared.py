@@ -62,6 +62,7 @@ class SharedHost:
         self._mates = self._connect(f"{token}/{self.mates[0]}", self.mates)
         leaders = [ranks[0] for ranks in self.machines]
         self._leaders = self._connect(f"{token}/leaders", leaders) if self.leads else None
+        self._gather(None)  # whoever closes early must not cut off a rank that still connects
 
     @property
     def shared(self) -> bool:

@@ -81,6 +81,7 @@ class Gradients:
         self.held.clear()
         for chunk in self.engine.chunks:
             self.wait(chunk)
+            chunk.reduced = False
             for slot in chunk.slots:
                 slot.has_gradient = False
 
@@ -113,6 +114,8 @@ class Gradients:
             self._hold(chunk, slot, flat)
             slot.has_gradient = True
             return
+        if chunk.reduced:
+            self._again(chunk)
         target = chunk.flat(slot, self.buffer(chunk))
         if slot.has_gradient:
             self.wait(chunk)
@@ -164,8 +167,22 @@ class Gradients:
             if chunk.plan.trainable:
                 self._reduce(chunk)
 
+    def _again(self, chunk: Chunk) -> None:
+        """Before a chunk is reduced a second time: each sum so far stays on one rank only."""
+        self.finish_reduction(chunk)
+        buffer, (low, high) = self.buffer(chunk), chunk.shard
+        if not chunk.replicated:
+            buffer[:low].zero_()
+            buffer[high:].zero_()
+        elif self.engine.rank:
+            buffer.zero_()
+        chunk.reduced = False
+
     def _reduce(self, chunk: Chunk) -> None:
         engine = self.engine
+        if chunk.reduced:
+            self._again(chunk)
+        chunk.reduced = True
         buffer = self.buffer(chunk)
         self.wait(chunk)
         for slot in chunk.slots:
