@@ -318,7 +318,7 @@ def case_machines(rank, world, folder):
     options |= {"dtype": torch.bfloat16, "recompute": "none"}
     plan = elixir.plan(gpt(), gpt_batch(), **options)
     expected = weights(world, rank, "abc"[:world], plan)  # a copy on every rank
-    for layout in ("a" * world, "aab", "aba")[: 3 if world == 3 else 1]:
+    for layout in ("aab", "aba") if world == 3 else ("aa",):
         assert torch.equal(weights(world, rank, layout, plan), expected), layout
     if rank == 0:
         os.memfd_create = lambda name: (_ for _ in ()).throw(OSError("refused"))

@@ -197,11 +197,12 @@ def test_state_ten_times_the_device():
     batch = gpt_batch(batch=1, length=4)
     make = lambda: gpt(dim=64, layers=12, context=8)  # noqa: E731
     model = make()
-    least = least_budget(model, batch)
+    least = least_budget(model, batch, recompute="all")
     state = 16 * sum(p.numel() for p in model.parameters())
     assert state >= 10 * least
     expected = plain_steps(make(), [batch] * 2)
-    plan = elixir.plan(model, batch, device_budget=state // 10, hardware=HARDWARE)
+    options = {"device_budget": state // 10, "hardware": HARDWARE, "recompute": "all"}
+    plan = elixir.plan(model, batch, **options)
     assert_same(expected, elixir_steps(model, [batch] * 2, plan))
 
 
