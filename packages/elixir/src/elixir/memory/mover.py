@@ -123,14 +123,12 @@ class _Lane:
             # a late wake-up of this thread is not the emulated bus's: a copy that was waiting
             # begins when the one before it ended
             begin = max(free, ticket.submitted)
+            free = begin + self.latency + ticket.target.nbytes / self.rate
             try:
                 with torch.no_grad():
-                    copy_(ticket.target, ticket.source)
+                    copy_(ticket.target, ticket.source, free)
             except BaseException as error:  # handed to whoever waits
                 ticket.error = error
-            free = begin + self.latency + ticket.target.nbytes / self.rate
-            if (left := free - time.perf_counter()) > 0:
-                time.sleep(left)
             ticket.target = ticket.source = None  # type: ignore[assignment]
             ticket.event.set()
 
