@@ -70,9 +70,9 @@ def case_ddp(rank, world, folder):
     import torch.distributed as dist
     from common import HARDWARE, gpt, gpt_batch
 
-    for clip, budget in ((None, "1MiB"), (0.1, "64MiB")):
-        model = gpt()
-        plan = elixir.plan(model, gpt_batch(), device_budget=budget, hardware=HARDWARE, world=world)
+    for clip, budget, again in ((None, "1MiB", "none"), (0.1, "64MiB", "auto")):
+        model, options = gpt(), {"hardware": HARDWARE, "world": world, "recompute": again}
+        plan = elixir.plan(model, gpt_batch(), device_budget=budget, **options)
         model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3, max_grad_norm=clip)
         reference = torch.nn.parallel.DistributedDataParallel(gpt())
         theirs = elixir.optim.AdamW(reference.parameters(), lr=1e-3)
@@ -255,6 +255,7 @@ def case_host(rank, world, folder):
             hardware=HARDWARE,
             world=world,
             dtype=torch.bfloat16,
+            recompute="none",
         )
         model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3)
         run(model, optimizer, range(2))

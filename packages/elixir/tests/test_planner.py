@@ -251,7 +251,9 @@ def test_step_is_bounded_by_every_resource():
 @pytest.mark.parametrize(("prefetch", "seconds"), [(0, 4.6), (1, 3.5)])
 def test_copies_take_time_from_compute(prefetch, seconds):
     """Two loads of 1 s by hand: 0.1 s each to hand over, 0.2 s to wake, 0.1 s lost beside one."""
-    hardware = elixir.Hardware(h2d=1000.0, latency=0.0, copy_call=0.1, wake=0.2, copy_disturbs=1e-4)
+    hardware = elixir.Hardware(
+        h2d=1000.0, latency=0.0, copy_call=0.1, wake=0.2, copy_disturbs=6e-5, copy_beside=0.04
+    )
     line = simulate(
         [ChunkCost(1000, 0)] * 2, [[0], [1]], 2, [1.0, 1.0], 2000, hardware, prefetch=prefetch
     )
@@ -337,9 +339,8 @@ def test_large_meta_model_is_planned_without_memory():
     with torch.device("meta"):
         model = GPT(vocab=50257, context=1024, dim=4096, layers=4, heads=32)
     tokens = torch.zeros(1, 1024, dtype=torch.long)
-    plan = elixir.plan(
-        model, [tokens, tokens], device_budget="8GiB", dtype=torch.bfloat16, hardware=HARDWARE
-    )
+    options = {"dtype": torch.bfloat16, "hardware": HARDWARE, "recompute": "all"}
+    plan = elixir.plan(model, [tokens, tokens], device_budget="8GiB", **options)
     assert plan.device_bytes <= plan.device_budget
     with pytest.raises(elixir.StalePlanError, match="meta"):
         elixir.initialize(model, plan=plan)

@@ -191,7 +191,7 @@ def simulate(
         line.h2d += up - begin
         ready[chunk] = up
         note("h2d", chunk, begin, up)
-        beside.add(begin, up, chunks[chunk].bytes * hardware.copy_disturbs)
+        beside.add(begin, up, _disturbance(hardware, 1, chunks[chunk].bytes))
         return True
 
     def hand_over(copies: int) -> None:
@@ -252,7 +252,7 @@ def simulate(
             left[row] = down
             note("d2h", -1, begin, down)
             hand_over(1)
-            beside.add(begin, down, size * hardware.copy_disturbs)
+            beside.add(begin, down, _disturbance(hardware, 1, size))
             held = down - offload_room / hardware.d2h
             if held > compute:
                 line.stall += held - compute
@@ -274,7 +274,7 @@ def simulate(
             line.stored_bytes += size
             note("d2h", chunk, begin, down)
             hand_over(cost.gradients)
-            beside.add(begin, down, size * hardware.copy_disturbs)
+            beside.add(begin, down, _disturbance(hardware, cost.gradients, size))
             # only so many gradient bytes may wait for their copy; then compute waits
             held = down - gradient_room / hardware.d2h
             if held > compute:
@@ -330,6 +330,11 @@ def simulate_plan(plan: Plan, *, keep_events: bool = True) -> Timeline:
         offload_room=plan.offload_bytes or float("inf"),
         keep_events=keep_events,
     )
+
+
+def _disturbance(hardware: Hardware, copies: int, size: float) -> float:
+    """Return the seconds that compute would lose beside copies of so many bytes in all."""
+    return copies * hardware.copy_beside + size * hardware.copy_disturbs
 
 
 def _adam(

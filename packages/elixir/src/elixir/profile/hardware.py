@@ -17,7 +17,7 @@ from elixir._files import write_text
 from elixir.optim.kernels import adamw_, copy_
 from elixir.profile.interference import measure_interference
 
-MAY_BE_ZERO = ("latency", "copy_call", "wake", "copy_disturbs", "adam_disturbs")
+MAY_BE_ZERO = ("latency", "copy_call", "wake", "copy_beside", "copy_disturbs", "adam_disturbs")
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Hardware:
         Seconds of the computing thread per copy.
     wake
         Seconds from the end of a copy until compute that waited for it goes on.
-    copy_disturbs, adam_disturbs
-        Seconds that compute loses per byte copied and per element updated beside it.
+    copy_beside, copy_disturbs, adam_disturbs
+        Seconds that compute loses per copy, per byte copied and per element updated beside it.
     adam_beside
         Time of an update beside compute over its time alone.
     """
@@ -65,6 +65,7 @@ class Hardware:
     collective: float = 1e10
     copy_call: float = 0.0
     wake: float = 0.0
+    copy_beside: float = 0.0
     copy_disturbs: float = 0.0
     adam_disturbs: float = 0.0
     adam_beside: float = 1.0

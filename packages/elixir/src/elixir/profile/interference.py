@@ -21,7 +21,7 @@ ROUNDS = 7
 
 @torch.random.fork_rng(devices=())
 def measure_interference() -> dict[str, float]:
-    """Return ``copy_call``, ``wake``, ``copy_disturbs``, ``adam_disturbs`` and ``adam_beside``."""
+    """Return the fields of a hardware profile that tell of interference, by name."""
     p, m, v, g = (torch.zeros(1 << 19) for _ in range(4))
     slower, updates, seconds = _beside(lambda: adamw_(p, m, v, g, lr=1e-3, step=1))
     alone = statistics.median(
@@ -29,8 +29,9 @@ def measure_interference() -> dict[str, float]:
     )
     lane, byte = _lanes()
     return {
-        "copy_call": _per_copy() + lane,
+        "copy_call": _per_copy(),
         "wake": _wake(),
+        "copy_beside": lane,
         "copy_disturbs": byte,
         "adam_disturbs": slower / (updates * p.numel()),
         "adam_beside": max(seconds / updates / alone, 1.0),
@@ -129,7 +130,7 @@ def _lanes(layers: int = 24, dim: int = 512) -> tuple[float, float]:
         for size, mover in zip(sizes, movers, strict=True):
             run(size, mover)
         lost: list[list[float]] = []
-        for _ in range(ROUNDS):
+        for _ in range(2 * ROUNDS):
             still, few, all_ = (
                 _timed(lambda: run(size, mover))  # noqa: B023
                 for size, mover in ((16, None), *zip(sizes, movers, strict=True))
