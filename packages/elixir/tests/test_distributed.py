@@ -1,8 +1,14 @@
 """Gloo ranks on this machine. Oracle: DistributedDataParallel and one rank on the whole batch."""
 
+import ctypes
+import gc
 import multiprocessing
+import os
+import signal
 import socket
+import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,8 +18,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "elixir"])
 
 
-def launch(case, world, folder, timeout=150):
-    """Run a case on ``world`` processes; return what each printed as losses."""
+def launch(case, world, folder, timeout=150, dead=()):
+    """Run a case on ``world`` processes; return what the first printed as losses.
+
+    Nothing is awaited from the ranks in ``dead``.
+    """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -25,7 +34,7 @@ def launch(case, world, folder, timeout=150):
     for c in children:
         c.start()
     try:
-        outs = dict(queue.get(timeout=timeout) for _ in range(world))
+        outs = dict(queue.get(timeout=timeout) for _ in range(world - len(dead)))
     finally:
         for c in children:
             c.join(10)
@@ -63,9 +72,9 @@ def case_ddp(rank, world, folder):
     import torch.distributed as dist
     from common import HARDWARE, gpt, gpt_batch
 
-    for clip, budget in ((None, "1MiB"), (0.1, "64MiB")):
-        model = gpt()
-        plan = elixir.plan(model, gpt_batch(), device_budget=budget, hardware=HARDWARE, world=world)
+    for clip, budget, again in ((None, "1MiB", "none"), (0.1, "64MiB", "auto")):
+        model, options = gpt(), {"hardware": HARDWARE, "world": world, "recompute": again}
+        plan = elixir.plan(model, gpt_batch(), device_budget=budget, **options)
         model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3, max_grad_norm=clip)
         reference = torch.nn.parallel.DistributedDataParallel(gpt())
         theirs = elixir.optim.AdamW(reference.parameters(), lr=1e-3)
@@ -114,10 +123,10 @@ def case_accumulate(rank, world, folder):
         elixir.initialize(model, plan=plan, mesh=wrong)
     model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3, mesh=mesh)
     theirs = elixir.optim.AdamW(reference.parameters(), lr=1e-3)
-    for step in range(2):
+    for step in range(3):
         for micro in range(2):
             batch = gpt_batch(10 * step + 2 * micro + rank)
-            if micro == 0:
+            if micro == 0 and step < 2:  # in the last step both passes are reduced
                 with optimizer.no_sync():
                     model(*batch).backward()
                 with reference.no_sync():
@@ -218,8 +227,147 @@ def case_save(rank, world, folder):
     return losses
 
 
+def pss(name=None):
+    """Proportional bytes of this process: all of them, or of mappings of that name."""
+    if name is None:
+        text = Path("/proc/self/smaps_rollup").read_text()
+        return 1024 * int(text.split("\nPss:")[1].split()[0])
+    found, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            here = name in line
+        elif here and line.startswith("Pss:"):
+            found += 1024 * int(line.split()[1])
+    return found
+
+
+def case_host(rank, world, folder):
+    """Find the parameters once per machine, without a name, as the plan counts them."""
+    import elixir
+    import torch
+    import torch.distributed as dist
+    from common import HARDWARE, gpt, gpt_batch
+
+    def train(layers):
+        model = gpt(dim=256, layers=layers)
+        plan = elixir.plan(
+            model,
+            gpt_batch(),
+            device_budget="12MiB",
+            hardware=HARDWARE,
+            world=world,
+            dtype=torch.bfloat16,
+            recompute="none",
+        )
+        model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3)
+        run(model, optimizer, range(2))
+        dist.barrier()
+        return model, optimizer, plan
+
+    train(1)[1].close()  # what the first step of a process takes for good
+    settle = lambda: gc.collect() + ctypes.CDLL(None).malloc_trim(0)  # noqa: E731
+    settle()  # a closed engine is a cycle, and the allocator keeps what is freed
+    dist.barrier()
+    before = pss()
+    model, optimizer, plan = train(6)
+    engine = model._elixir_engine
+    parameters = sum(c.plan.bytes for c in engine.chunks)
+    one = pss("memfd:elixir")
+    dist.barrier()
+    assert parameters / world <= one <= 1.02 * parameters / world + 4096, (one, parameters)
+    home = engine.shared.data
+    end = home.data_ptr() + home.nbytes
+    assert all(home.data_ptr() <= c.host.data_ptr() < end for c in engine.chunks)
+    assert os.fstat(engine.shared._descriptor).st_nlink == 0
+    settle()
+    taken = pss() - before  # the emulated device is host memory too
+    bounds = 0.95 * plan.host_bytes, 1.05 * (plan.host_bytes + plan.device_budget)
+    assert bounds[0] < taken < bounds[1], (taken, bounds)
+    dist.barrier()
+    optimizer.close()
+
+
+def weights(world, rank, layout, plan):
+    """Train with a layout of ranks on machines; return the weights."""
+    import elixir
+    import torch
+    from common import gpt, gpt_batch
+
+    os.environ["ELIXIR_MACHINE"] = layout[rank]
+    model = gpt(seed=rank)  # other values on other ranks: the first rank's count
+    model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3)
+    shared = model._elixir_engine.shared
+    assert len(shared.machines) == len(set(layout))
+    assert shared.shared == (layout.count(layout[rank]) > 1)
+    for step in range(2):
+        model(*gpt_batch(step * world + rank)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    before = model.state_dict()
+    with optimizer.edit():  # every rank doubles what it sees: doubled once
+        for p in model.parameters():
+            p.data.mul_(2)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, 2 * before[key]), key
+    model(*gpt_batch(9)).backward()
+    optimizer.step()
+    found = torch.cat([v.float().flatten() for v in model.state_dict().values()])
+    optimizer.close()
+    del os.environ["ELIXIR_MACHINE"]
+    return found
+
+
+def case_machines(rank, world, folder):
+    """Ranks on one machine, on several, without shared memory: the same weights to the bit."""
+    import elixir
+    import torch
+    from common import HARDWARE, gpt, gpt_batch
+
+    options = {"device_budget": "1MiB", "hardware": HARDWARE, "world": world}
+    options |= {"dtype": torch.bfloat16, "recompute": "none"}
+    plan = elixir.plan(gpt(), gpt_batch(), **options)
+    expected = weights(world, rank, "abc"[:world], plan)  # a copy on every rank
+    for layout in ("aab", "aba") if world == 3 else ("aa",):
+        assert torch.equal(weights(world, rank, layout, plan), expected), layout
+    if rank == 0:
+        os.memfd_create = lambda name: (_ for _ in ()).throw(OSError("refused"))
+        with pytest.warns(RuntimeWarning, match="every rank keeps its own copy.*refused"):
+            assert_alone(world, rank)
+    else:
+        assert_alone(world, rank)
+
+
+def assert_alone(world, rank):
+    from elixir.memory.shared import SharedHost
+
+    host = SharedHost(64, None)
+    assert host.machines == [[r] for r in range(world)]
+    host.close()
+
+
+def case_endless(rank, world, folder):
+    model, optimizer = trained(world, "1MiB")
+    for step in range(10**6):
+        run(model, optimizer, [step])
+        Path(f"{folder}/{rank}").write_text(f"{os.getpid()} {step}")
+
+
 def test_two_ranks_equal_ddp(tmp_path):
-    launch("ddp,accumulate,moe", 2, tmp_path)
+    launch("ddp,accumulate,moe,host,machines", 2, tmp_path)
+
+
+def test_killed_rank_ends_the_others(tmp_path):
+    """SIGKILL of one rank: the other raises, and no memory is left that has a name."""
+    marks = [tmp_path / "0", tmp_path / "1"]
+    with ThreadPoolExecutor(1) as pool:
+        outcome = pool.submit(launch, "endless", 2, tmp_path, 60, dead=(1,))
+        while not all(m.exists() and m.read_text() for m in marks):
+            time.sleep(0.05)
+            assert not outcome.done(), outcome.result()
+        os.kill(int(marks[1].read_text().split()[0]), signal.SIGKILL)
+        with pytest.raises(AssertionError, match="RuntimeError"):
+            outcome.result()
+    assert not list(Path("/dev/shm").glob("*elixir*"))
 
 
 def test_world_1_then_3_then_2_on_resume(tmp_path):
@@ -228,7 +376,7 @@ def test_world_1_then_3_then_2_on_resume(tmp_path):
     from common import gpt
 
     losses = case_save(0, 1, tmp_path)
-    losses += launch("save,ddp", 3, tmp_path)
+    losses += launch("save,ddp,machines", 3, tmp_path)
     losses += launch("save", 2, tmp_path)
     model = gpt()
     reference = run(model, elixir.optim.AdamW(model.parameters(), lr=1e-2), range(6))

@@ -11,6 +11,8 @@ from common import HARDWARE, gpt, gpt_batch, least_budget
 from elixir.planner import belady_loads, knapsack, packing, palindrome_loads, paper
 from elixir.planner.belady import _python
 from elixir.planner.cache import Cache
+from elixir.planner.simulate import ChunkCost, simulate
+from elixir.profile.interference import measure_interference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -246,6 +248,44 @@ def test_step_is_bounded_by_every_resource():
         assert p["seconds"] >= floor
 
 
+@pytest.mark.parametrize(("prefetch", "seconds"), [(0, 4.6), (1, 3.5)])
+def test_copies_take_time_from_compute(prefetch, seconds):
+    """Two loads of 1 s by hand: 0.1 s each to hand over, 0.2 s to wake, 0.1 s lost beside one."""
+    hardware = elixir.Hardware(
+        h2d=1000.0, latency=0.0, copy_call=0.1, wake=0.2, copy_disturbs=6e-5, copy_beside=0.04
+    )
+    line = simulate(
+        [ChunkCost(1000, 0)] * 2, [[0], [1]], 2, [1.0, 1.0], 2000, hardware, prefetch=prefetch
+    )
+    assert line.seconds == pytest.approx(seconds)
+
+
+def test_updates_beside_compute_take_longer_and_slow_it():
+    """One chunk in the backward pass; its update of 1 s lasts 2 s beside 4 s of compute."""
+    hardware = elixir.Hardware(
+        h2d=1e15, d2h=1e15, latency=0.0, adam_host=10.0, adam_beside=2.0, adam_disturbs=0.05
+    )
+    costs = [ChunkCost(40, 10), ChunkCost(40, 0)]
+    line = simulate(
+        costs, [[0], [1]], 0, [1.0, 4.0], 80, hardware, prefetch=2, step_in_backward=True
+    )
+    assert line.adam == pytest.approx(2.0)
+    assert line.seconds == pytest.approx(5.5)  # 10 elements cost compute 0.05 s each
+
+
+def test_measured_interference_is_a_profile_and_leaves_the_random_state():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    found = measure_interference()
+    assert torch.equal(torch.rand(1), expected)
+    hardware = elixir.Hardware(**found)
+    assert 0 < hardware.copy_call < 0.1
+    assert hardware.adam_beside >= 1
+    with pytest.raises(ValueError, match=r"copy_call=-1.0: must be a positive rate"):
+        elixir.Hardware(copy_call=-1.0)
+
+
 def test_elixir_never_plans_a_slower_step_than_the_paper():
     model, batch = gpt(layers=6), gpt_batch()
     least = least_budget(model, batch, policy="paper", recompute="none")
@@ -297,11 +337,10 @@ def test_large_meta_model_is_planned_without_memory():
     from elixir.models import GPT
 
     with torch.device("meta"):
-        model = GPT(vocab=50257, context=1024, dim=4096, layers=8, heads=32)
+        model = GPT(vocab=50257, context=1024, dim=4096, layers=4, heads=32)
     tokens = torch.zeros(1, 1024, dtype=torch.long)
-    plan = elixir.plan(
-        model, [tokens, tokens], device_budget="12GiB", dtype=torch.bfloat16, hardware=HARDWARE
-    )
+    options = {"dtype": torch.bfloat16, "hardware": HARDWARE, "recompute": "all"}
+    plan = elixir.plan(model, [tokens, tokens], device_budget="8GiB", **options)
     assert plan.device_bytes <= plan.device_budget
     with pytest.raises(elixir.StalePlanError, match="meta"):
         elixir.initialize(model, plan=plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,7 @@ def plan(
     moments: Literal["fp32", "8bit"] = "fp32",
     disk: bool = False,
     world: int = 1,
+    machines: int = 1,
 ) -> Plan:
     """Plan one training step so that it fits a device budget.
 
@@ -78,7 +80,10 @@ def plan(
     disk
         Whether optimizer states may live on disk.
     world
-        Number of ranks that share optimizer states.
+        Number of ranks that share the training state.
+    machines
+        Number of machines that the ranks are on; the ranks of one share its copy of the
+        parameters. Only the count of host bytes depends on it.
 
     Raises
     ------
@@ -95,6 +100,8 @@ def plan(
         raise ValueError(f"prefetch={prefetch}: must not be negative")
     if world < 1:
         raise ValueError(f"world={world}: must be at least 1")
+    if not 1 <= machines <= world:
+        raise ValueError(f"machines={machines}: must be from 1 to world={world}")
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype={dtype}: allowed are float32, bfloat16, float16")
     if not keep_gradients and not (step_in_backward and world == 1 and optimizer == "adamw"):
@@ -106,7 +113,7 @@ def plan(
     if isinstance(hardware, Hardware):
         rates = hardware
     elif hardware == "auto":
-        rates = Hardware.measure(device)
+        rates = _measured(device, torch.get_num_threads())
     else:
         rates = Hardware.load(hardware)
     options: dict[str, Any] = {"loss_fn": loss_fn, "dtype": dtype}
@@ -128,12 +135,19 @@ def plan(
         step_in_backward=step_in_backward,
         keep_gradients=keep_gradients,
         world=world,
+        machines=machines,
         use_disk=disk,
         activation_margin=1.05 if device.startswith("cuda") else 1.0,
         batch=describe(batch),
         batch_bytes=batch_bytes(batch),
     )
     return search(variants, request)
+
+
+@functools.cache
+def _measured(device: str, threads: int) -> Hardware:
+    """Measure this machine once per device and number of threads."""
+    return Hardware.measure(device)
 
 
 Names = tuple[str, ...]

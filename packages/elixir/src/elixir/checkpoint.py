@@ -54,8 +54,7 @@ def save(
     place.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     for chunk in engine.chunks:
-        whole = chunk.shard[1] - chunk.shard[0] == chunk.host.numel()
-        if whole and engine.rank:
+        if chunk.replicated and engine.rank:
             continue
         for slot in chunk.slots:
             if slot.trainable:
@@ -130,11 +129,14 @@ def load(folder: str | Path, optimizer: ChunkOptimizer) -> dict[str, Any]:
     reader = _Reader(Path(folder), manifest)
     with engine.edit():
         for chunk in engine.chunks:
+            if not (chunk.replicated or engine.shared is None or engine.shared.leads):
+                continue  # the machine's first rank writes for all
             for slot in chunk.slots:
                 about = manifest["parameters"][slot.name]
                 saved = reader.read(slot.name, slot.numel, "master")
                 value = saved.as_strided(about["shape"], about["stride"])
                 engine.value(chunk, slot).copy_(value)
+    engine.begin_update()
     for chunk in engine.chunks:
         for slot in chunk.slots:
             about = manifest["parameters"][slot.name]
@@ -150,9 +152,9 @@ def load(folder: str | Path, optimizer: ChunkOptimizer) -> dict[str, Any]:
             if not optimizer.states.low_precision:
                 del values["master"]
             optimizer.states.write(chunk, slot, values, about["step"])
-            if not engine.moves(chunk) and chunk.plan.tier == "device":
-                continue
-            engine.invalidate(chunk)
+    engine.end_update()
+    for chunk in engine.chunks:
+        engine.invalidate(chunk)
     buffers = dict(engine.model.named_buffers())
     for key, value in reader.buffers().items():
         if key in buffers:

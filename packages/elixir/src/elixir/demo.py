@@ -151,8 +151,8 @@ def _run(out: Path, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
             round(100 * errors[len(errors) // 2], 1),
             "%",
             errors[len(errors) // 2] <= 0.10,
-            "copies throttled to 1 GB/s; compute and update measured once, at the largest budget "
-            "without the throttle",
+            "copies throttled to 1 GB/s; compute and update measured in turns with each budget, "
+            "with everything resident and no throttle",
         ),
         _claim(
             "fp32 AdamW share of the stream limit",

@@ -7,6 +7,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -191,7 +192,10 @@ def calibrated(made: Plan, seconds: float, adam_host: float | None = None) -> Pl
     from elixir.planner.simulate import simulate_plan
 
     if adam_host is not None:
-        made = replace(made, hardware=made.hardware | {"adam_host": adam_host})
+        rates = {"adam_host": adam_host}
+        if made.device == "cpu":  # the emulated device is updated where the host is
+            rates["adam_device"] = adam_host
+        made = replace(made, hardware=made.hardware | rates)
     factor = seconds / max(sum(made.step_seconds), 1e-12)
     per_step = tuple(s * factor for s in made.step_seconds)
     line = simulate_plan(replace(made, step_seconds=per_step), keep_events=False)
@@ -205,53 +209,57 @@ def budget_rows(
     budgets: Sequence[int],
     rate: float,
     hardware: Hardware,
-    repeats: int = 5,
+    repeats: int = 9,
 ) -> list[dict[str, float]]:
     """Measure and predict the step time for several budgets with copies throttled to ``rate``.
 
-    Compute and update are measured once, at the largest budget and without the throttle; the
-    prediction of every row follows from them and from the plan.
+    Steps of the model with everything resident and without the throttle alternate with those of
+    every budget and give the seconds of compute and update (a machine's speed drifts); where
+    chunks travel, compute includes the saved-tensor hooks. The rest of a prediction follows from
+    the plan and from the hardware profile.
     """
     throttled = hardware.emulating(h2d=rate)
-    steps = list(batches[: repeats + 1])
-
-    def planned(budget: int) -> tuple[nn.Module, Plan]:
-        model = make()
-        options: dict[str, Any] = {"hardware": throttled, "recompute": "none"}
-        return model, plan(model, batches[0], device_budget=budget, **options)
-
-    model, made = planned(max(budgets))
-    model, optimizer = initialize(model, plan=made, lr=1e-3)
-    compute, update = [], []
-    for batch in steps:
-        start = time.perf_counter()
-        model(*batch).backward()
-        middle = time.perf_counter()
-        optimizer.step()
-        optimizer.zero_grad()
-        compute.append(middle - start)
-        update.append(time.perf_counter() - middle)
-    optimizer.close()
-    base = statistics.median(compute[1:])
+    options: dict[str, Any] = {"hardware": throttled, "recompute": "none"}
+    model = make()
+    made = plan(model, batches[0], device_budget="1TiB", **options).override("*", tier="device")
     elements = sum(c.trainable for c in made.chunks)
-    adam_host = elements / statistics.median(update[1:])
+    resident, update = initialize(model, plan=made, lr=1e-3)
+    pair = resident._elixir_engine.saved.hooks()  # type: ignore[union-attr, operator]
     rows = []
     for budget in budgets:
-        model, made = planned(budget)
-        made = calibrated(made, base, adam_host)
+        model = make()
+        made = plan(model, batches[0], device_budget=budget, **options)
         mover = HostMover(rate, rate, throttled.latency)
         model, optimizer = initialize(model, plan=made, mover=mover, lr=1e-3)
-        _, seconds = train_steps(model, optimizer, steps)
+        still = not any(c.tier == "host" for c in made.chunks)
+        passes, updates, seconds = [], [], []
+        for batch in batches[: repeats + 1]:
+            hooks: AbstractContextManager[Any] = nullcontext()
+            if not still:
+                hooks = torch.autograd.graph.saved_tensors_hooks(*pair)
+            start = time.perf_counter()
+            with hooks:
+                loss = resident(*batch)
+            loss.backward()
+            middle = time.perf_counter()
+            update.step()
+            update.zero_grad()
+            passes.append(middle - start)
+            updates.append(time.perf_counter() - middle)
+            seconds += train_steps(model, optimizer, [batch])[1]
+        optimizer.close()
+        compute = statistics.median(passes[1:])
+        made = calibrated(made, compute, elements / statistics.median(updates[1:]))
         rows.append(
             {
                 "budget": float(budget),
                 "predicted": made.predicted["seconds"],
                 "measured": statistics.median(seconds[1:]),
-                "compute": base,
+                "compute": compute,
                 "loaded": made.predicted["loaded_bytes"],
             }
         )
-        optimizer.close()
+    update.close()
     return rows
 
 

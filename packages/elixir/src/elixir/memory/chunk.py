@@ -66,8 +66,8 @@ class Chunk:
     last_use: Any = None
     unused_prefetches: int = 0
     untouched: bool = False
-    gathering: Any = None
     reducing: Any = None
+    reduced: bool = False
     copies: list[Any] = field(default_factory=list)
     stepping: Any = None
     gradient_offset: int = -1
@@ -81,6 +81,11 @@ class Chunk:
                 f"chunk {self.index}: {self.state.value} -> {state.value} is illegal"
             )
         self.state = state
+
+    @property
+    def replicated(self) -> bool:
+        """Whether this rank holds and updates all of it (always so on one rank)."""
+        return self.shard[1] - self.shard[0] == self.host.numel()
 
     @property
     def numel(self) -> int:

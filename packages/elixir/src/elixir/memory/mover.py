@@ -92,6 +92,7 @@ class HostMover:
 
 class _Ticket:
     def __init__(self, target: Tensor, source: Tensor) -> None:
+        self.submitted = time.perf_counter()
         self.target, self.source = target, source
         self.event = threading.Event()
         self.error: BaseException | None = None
@@ -119,15 +120,15 @@ class _Lane:
     def _run(self) -> None:
         free = 0.0
         while (ticket := self.queue.get()) is not None:
-            begin = max(free, time.perf_counter())
+            # a late wake-up of this thread is not the emulated bus's: a copy that was waiting
+            # begins when the one before it ended
+            begin = max(free, ticket.submitted)
+            free = begin + self.latency + ticket.target.nbytes / self.rate
             try:
                 with torch.no_grad():
-                    copy_(ticket.target, ticket.source)
+                    copy_(ticket.target, ticket.source, free)
             except BaseException as error:  # handed to whoever waits
                 ticket.error = error
-            free = begin + self.latency + ticket.target.nbytes / self.rate
-            if (left := free - time.perf_counter()) > 0:
-                time.sleep(left)
             ticket.target = ticket.source = None  # type: ignore[assignment]
             ticket.event.set()
 

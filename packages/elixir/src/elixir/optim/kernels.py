@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 from torch import Tensor
@@ -315,10 +316,15 @@ def square_sum(gradient: Tensor) -> tuple[float, bool]:
     return total, not bool(torch.isfinite(gradient).all())
 
 
-def copy_(target: Tensor, source: Tensor) -> None:
-    """Copy contiguous bytes between CPU tensors without holding the interpreter."""
+def copy_(target: Tensor, source: Tensor, until: float = 0.0) -> None:
+    """Copy contiguous bytes between CPU tensors without holding the interpreter.
+
+    Returns not before ``until`` on the clock of :func:`time.perf_counter`.
+    """
     module = native()
     if module is not None and target.device.type == source.device.type == "cpu":
-        module.copy(target.data_ptr(), source.data_ptr(), target.nbytes, threads())
-    else:
-        target.copy_(source)
+        module.copy(target.data_ptr(), source.data_ptr(), target.nbytes, threads(), until)
+        return
+    target.copy_(source)
+    if (left := until - time.perf_counter()) > 0:
+        time.sleep(left)

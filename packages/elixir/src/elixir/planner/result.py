@@ -68,7 +68,7 @@ class Plan:
         Modules whose activations are recomputed, and those whose activations visit the host;
         all others keep theirs.
     host_bytes, disk_bytes
-        What the other tiers hold.
+        What the other tiers hold; of several ranks, one rank's share.
     least_budget
         Fewest bytes of device memory for which a plan exists.
     predicted

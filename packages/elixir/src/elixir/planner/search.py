@@ -36,6 +36,7 @@ class Request:
     step_in_backward: bool = False
     keep_gradients: bool = True
     world: int = 1
+    machines: int = 1
     use_disk: bool = False
     overrides: tuple[Override, ...] = ()
     activation_margin: float = 1.0
@@ -334,6 +335,7 @@ def _costs(candidate: _Candidate, request: Request) -> list[ChunkCost]:
             c.tier,
             request.state_bytes,
             itemsize * request.world,
+            len(c.parameters),
         )
         for c in candidate.chunks
     ]
@@ -524,10 +526,13 @@ def _host(best: _Candidate, request: Request) -> tuple[list[ChunkPlan], int, int
 
     def share(chunk: ChunkPlan) -> tuple[int, int]:
         parameters = chunk.bytes  # the host's copy is what evicted chunks are read from
-        if chunk.tier == "device":
+        divided = request.world if chunk.shard != "replicate" else 1
+        if divided > 1:  # one copy per machine, counted to its ranks in equal parts
+            parameters = parameters * request.machines // request.world
+        if chunk.tier == "device" and request.world == 1:
             return parameters, 0
         gradient = chunk.trainable * itemsize
-        states = chunk.trainable * request.state_bytes // request.world
+        states = chunk.trainable * request.state_bytes // divided
         if chunk.tier == "disk":
             return parameters + gradient, states
         return parameters + gradient + states, 0

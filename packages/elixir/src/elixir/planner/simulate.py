@@ -2,7 +2,8 @@
 
 Resources are first-in-first-out: compute, host-to-device, device-to-host, host AdamW, disk. A step
 of the trace waits for its chunks; a chunk's gradient leaves when its last reader in the backward
-pass is done; its AdamW follows the gradient.
+pass is done; its AdamW follows the gradient. Where threads of one host stand for the resources,
+each copy takes compute's thread some time, and compute is slower beside copies and updates.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChunkCost:
-    """What the simulator knows of a chunk: bytes, elements, where it lives."""
+    """What the simulator knows of a chunk: bytes, elements, where it lives, how many gradients."""
 
     bytes: int
     trainable: int
     tier: str = "host"
     state_bytes: int = 8
     gradient_bytes: int = 4
+    gradients: int = 1
 
 
 @dataclass
@@ -62,6 +64,26 @@ class Timeline:
     offloaded_bytes: int = 0
     feasible: bool = True
     events: list[tuple[str, int, float, float]] = field(default_factory=list)
+
+
+class _Beside:
+    """What runs beside compute, and how many seconds it takes from it."""
+
+    def __init__(self) -> None:
+        self._intervals: list[tuple[float, float, float]] = []
+
+    def add(self, begin: float, end: float, cost: float) -> None:
+        """Note something that costs compute so many seconds if it runs beside it."""
+        if cost > 0 and end > begin:
+            self._intervals.append((begin, end, cost / (end - begin)))
+
+    def lost(self, begin: float, end: float) -> float:
+        """Return the seconds lost between two times; later calls ask for later times."""
+        self._intervals = [entry for entry in self._intervals if entry[1] > begin]
+        return sum(
+            max(min(last, end) - max(first, begin), 0.0) * share
+            for first, last, share in self._intervals
+        )
 
 
 def prefetch_order(
@@ -169,8 +191,16 @@ def simulate(
         line.h2d += up - begin
         ready[chunk] = up
         note("h2d", chunk, begin, up)
+        beside.add(begin, up, _disturbance(hardware, 1, chunks[chunk].bytes))
         return True
 
+    def hand_over(copies: int) -> None:
+        """Let compute's thread hand copies over."""
+        nonlocal compute
+        compute += copies * hardware.copy_call
+        line.compute += copies * hardware.copy_call
+
+    beside = _Beside()
     leaving: dict[int, list[int]] = {}
     calling: dict[int, list[int]] = {}
     needing: dict[int, list[int]] = {}
@@ -185,9 +215,11 @@ def simulate(
         for chunk in need:
             cache.pins[chunk] += 1
         for chunk in need:
-            if chunk not in cache.offset and not load(chunk, -1, compute):
-                line.feasible = False
-                return line
+            if chunk not in cache.offset:
+                hand_over(1)
+                if not load(chunk, -1, compute):
+                    line.feasible = False
+                    return line
         for row in calling.get(position, ()):
             begin = max(up, compute, left[row])
             up = begin + hardware.latency + offloads[row][3] / hardware.h2d
@@ -196,14 +228,18 @@ def simulate(
             note("h2d", -1, begin, up)
         waited = [there[row] for row in needing.get(position, ())]
         start = max([compute, *(ready[c] for c in need), *waited])
+        if start > compute:
+            start += hardware.wake
         line.stall += start - compute
-        end = start + seconds[position]
-        note("compute", position, start, end)
-        line.compute += seconds[position]
+        busy = seconds[position]
         if prefetch:
             for chunk in prefetch_order(cache, travel, position, prefetch):
                 if not load(chunk, cache.next_use(chunk), start):
                     break
+                busy += hardware.copy_call
+        end = start + busy + beside.lost(start, start + busy)
+        note("compute", position, start, end)
+        line.compute += end - start
         for chunk in need:
             cache.pins[chunk] -= 1
         compute = end
@@ -215,10 +251,12 @@ def simulate(
             line.offloaded_bytes += size
             left[row] = down
             note("d2h", -1, begin, down)
+            hand_over(1)
+            beside.add(begin, down, _disturbance(hardware, 1, size))
             held = down - offload_room / hardware.d2h
             if held > compute:
                 line.stall += held - compute
-                compute = held
+                compute = held + hardware.wake
         for chunk in sorted(finishing.get(position, ()), reverse=True):
             cost = chunks[chunk]
             if not cost.trainable:
@@ -235,13 +273,16 @@ def simulate(
             line.d2h += down - begin
             line.stored_bytes += size
             note("d2h", chunk, begin, down)
+            hand_over(cost.gradients)
+            beside.add(begin, down, _disturbance(hardware, cost.gradients, size))
             # only so many gradient bytes may wait for their copy; then compute waits
             held = down - gradient_room / hardware.d2h
             if held > compute:
                 line.stall += held - compute
-                compute = held
+                compute = held + hardware.wake
             if step_in_backward:
-                host, disk = _adam(line, cost, chunk, max(host, down), disk, hardware, note)
+                begin = max(host, down)
+                host, disk = _adam(line, cost, chunk, begin, disk, hardware, note, beside)
             else:
                 finished.append(chunk)
     if not step_in_backward:
@@ -265,7 +306,14 @@ def simulate_plan(plan: Plan, *, keep_events: bool = True) -> Timeline:
     itemsize = 4 if plan.dtype == "float32" else 2
     state = 8 if itemsize == 4 else 12
     costs = [
-        ChunkCost(c.bytes, c.trainable // plan.world, c.tier, state, itemsize * plan.world)
+        ChunkCost(
+            c.bytes,
+            c.trainable // plan.world,
+            c.tier,
+            state,
+            itemsize * plan.world,
+            len(c.parameters),
+        )
         for c in plan.chunks
     ]
     return simulate(
@@ -284,6 +332,11 @@ def simulate_plan(plan: Plan, *, keep_events: bool = True) -> Timeline:
     )
 
 
+def _disturbance(hardware: Hardware, copies: int, size: float) -> float:
+    """Return the seconds that compute would lose beside copies of so many bytes in all."""
+    return copies * hardware.copy_beside + size * hardware.copy_disturbs
+
+
 def _adam(
     line: Timeline,
     cost: ChunkCost,
@@ -292,6 +345,7 @@ def _adam(
     disk: float,
     hardware: Hardware,
     note: object,
+    beside: _Beside | None = None,
 ) -> tuple[float, float]:
     if cost.tier == "disk":
         size = cost.trainable * cost.state_bytes
@@ -300,7 +354,10 @@ def _adam(
         disk = begin + busy
         line.disk += busy
         begin = disk
-    end = begin + cost.trainable / hardware.adam_host
+    slowed = hardware.adam_beside if beside is not None else 1.0
+    end = begin + cost.trainable / hardware.adam_host * slowed
+    if beside is not None:
+        beside.add(begin, end, cost.trainable * hardware.adam_disturbs)
     line.adam += end - begin
     note("adam", chunk, begin, end)  # type: ignore[operator]
     return end, disk

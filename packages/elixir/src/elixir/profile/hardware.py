@@ -15,6 +15,9 @@ import torch
 
 from elixir._files import write_text
 from elixir.optim.kernels import adamw_, copy_
+from elixir.profile.interference import measure_interference
+
+MAY_BE_ZERO = ("latency", "copy_call", "wake", "copy_beside", "copy_disturbs", "adam_disturbs")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,14 @@ class Hardware:
         Bytes per second.
     collective
         Bytes per second and rank of a reduction between ranks.
+    copy_call
+        Seconds of the computing thread per copy.
+    wake
+        Seconds from the end of a copy until compute that waited for it goes on.
+    copy_beside, copy_disturbs, adam_disturbs
+        Seconds that compute loses per copy, per byte copied and per element updated beside it.
+    adam_beside
+        Time of an update beside compute over its time alone.
     """
 
     h2d: float = 12e9
@@ -52,6 +63,12 @@ class Hardware:
     disk_read: float = 1e9
     disk_write: float = 1e9
     collective: float = 1e10
+    copy_call: float = 0.0
+    wake: float = 0.0
+    copy_beside: float = 0.0
+    copy_disturbs: float = 0.0
+    adam_disturbs: float = 0.0
+    adam_beside: float = 1.0
     name: str = "assumed"
 
     def __post_init__(self) -> None:
@@ -59,12 +76,14 @@ class Hardware:
             value = getattr(self, field.name)
             if field.name == "name":
                 continue
-            if not isinstance(value, int | float) or not (value > 0 or field.name == "latency"):
+            if not isinstance(value, int | float) or not (
+                value > 0 or (value == 0 and field.name in MAY_BE_ZERO)
+            ):
                 raise ValueError(f"{field.name}={value!r}: must be a positive rate")
 
     @classmethod
     def measure(cls, device: str | torch.device = "cpu", *, disk: str | None = None) -> Hardware:
-        """Measure this machine in one or two seconds (medians of a few repeats).
+        """Measure this machine in a few seconds (medians of a few repeats).
 
         Parameters
         ----------
@@ -84,7 +103,7 @@ class Hardware:
         else:
             other = torch.empty_like(p)
             copy = _seconds(lambda: copy_(other, p))
-            a = torch.randn(512, 512)
+            a = torch.ones(512, 512)
             product = _seconds(lambda: a @ a)
             rates |= {
                 "h2d": 4 * n / copy,
@@ -93,6 +112,7 @@ class Hardware:
                 "flops": 2 * 512**3 / product,
                 "device_stream": 8 * n / stream,
                 "collective": 4 * n / copy / 2,
+                **measure_interference(),
             }
         if disk is not None:
             rates |= _measure_disk(disk)

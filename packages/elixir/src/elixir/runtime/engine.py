@@ -119,6 +119,7 @@ class Engine(Residency):
                 self._check_batch((args, kwargs))
             self._depth += 1
             try:
+                self.prefetch()
                 if hooks is None:
                     return inner(*args, **kwargs)
                 with torch.autograd.graph.saved_tensors_hooks(*hooks):
@@ -281,8 +282,12 @@ class Engine(Residency):
 
     @contextmanager
     def edit(self) -> Iterator[None]:
-        """Let the parameters be read and written in place, on the host."""
+        """Let the parameters be read and written in place, on the host; all ranks enter it.
+
+        Of the ranks that share memory each sees its own edits; the first one's are kept.
+        """
         self.settle()
+        snapshot = self.detach()
         for chunk in self.chunks:
             if self.moves(chunk) and chunk.index in self.cache.offset:
                 self.evict(chunk)
@@ -291,6 +296,7 @@ class Engine(Residency):
         try:
             yield
         finally:
+            self.attach(snapshot)
             for chunk in self.chunks:
                 for slot in chunk.slots:
                     slot.parameter.data = slot.nan
@@ -335,6 +341,8 @@ class Engine(Residency):
         for chunk in self.chunks:
             for slot in chunk.slots:
                 slot.parameter.data = self.value(chunk, slot).clone()
+        if self.shared is not None:
+            self.shared.close()
         del self.model._elixir_engine
         self.gradients.close()
         self.mover.close()

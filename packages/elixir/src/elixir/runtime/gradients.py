@@ -32,6 +32,7 @@ class Gradients:
         self.accumulate_dtype: torch.dtype | None = None
         self.through_host = False
         self.direct: Callable[[Chunk, Slot, Tensor], None] | None = None
+        self.held: dict[str, Tensor] = {}
         self.reduced = 0
         self._next = len(engine.chunks) - 1
         self._complete: set[int] = set()
@@ -54,6 +55,35 @@ class Gradients:
                 pin = engine.device.type == "cuda"
                 chunk.gradient = torch.zeros(chunk.host.numel(), dtype=dtype, pin_memory=pin)
         return chunk.gradient
+
+    def flat(self, chunk: Chunk, slot: Slot) -> Tensor:
+        """Return a parameter's gradient as flat elements, wherever it is."""
+        held = self.held.get(slot.name)
+        return chunk.flat(slot, self.buffer(chunk)) if held is None else held
+
+    def _hold(self, chunk: Chunk, slot: Slot, flat: Tensor) -> None:
+        """Keep a gradient on the device, in the bytes that the plan sets aside for it.
+
+        On the emulated device autograd's tensor is kept as it is, which costs no copy; on CUDA
+        the arena has a place for it, so that the allocator's blocks cannot fragment.
+        """
+        if chunk.gradient_offset >= 0:
+            target = chunk.flat(slot, self.buffer(chunk))
+            target.add_(flat) if slot.has_gradient else target.copy_(flat)
+        elif slot.has_gradient:
+            self.held[slot.name].add_(flat)
+        else:  # a part of a larger tensor would keep all of it
+            whole = flat.untyped_storage().nbytes() <= flat.nbytes
+            self.held[slot.name] = flat if whole else flat.clone()
+
+    def forget(self) -> None:
+        """Forget all gradients."""
+        self.held.clear()
+        for chunk in self.engine.chunks:
+            self.wait(chunk)
+            chunk.reduced = False
+            for slot in chunk.slots:
+                slot.has_gradient = False
 
     def hook(self, chunk: Chunk, slot: Slot) -> Callable[[Tensor], None]:
         """Return the hook that takes a parameter's gradient."""
@@ -80,10 +110,14 @@ class Gradients:
             return
         if self.on_late is not None:
             self.on_late(chunk)
-        target = chunk.flat(slot, self.buffer(chunk))
         if self.on_device(chunk):
-            target.add_(flat) if slot.has_gradient else target.copy_(flat)
-        elif slot.has_gradient:
+            self._hold(chunk, slot, flat)
+            slot.has_gradient = True
+            return
+        if chunk.reduced:
+            self._again(chunk)
+        target = chunk.flat(slot, self.buffer(chunk))
+        if slot.has_gradient:
             self.wait(chunk)
             target.add_(flat.to(device=target.device, dtype=target.dtype))
         elif flat.dtype != target.dtype:
@@ -133,8 +167,22 @@ class Gradients:
             if chunk.plan.trainable:
                 self._reduce(chunk)
 
+    def _again(self, chunk: Chunk) -> None:
+        """Before a chunk is reduced a second time: each sum so far stays on one rank only."""
+        self.finish_reduction(chunk)
+        buffer, (low, high) = self.buffer(chunk), chunk.shard
+        if not chunk.replicated:
+            buffer[:low].zero_()
+            buffer[high:].zero_()
+        elif self.engine.rank:
+            buffer.zero_()
+        chunk.reduced = False
+
     def _reduce(self, chunk: Chunk) -> None:
         engine = self.engine
+        if chunk.reduced:
+            self._again(chunk)
+        chunk.reduced = True
         buffer = self.buffer(chunk)
         self.wait(chunk)
         for slot in chunk.slots:
@@ -144,7 +192,7 @@ class Gradients:
         work = buffer.to(device, non_blocking=True) if device.type == "cuda" else buffer
         low, high = chunk.shard
         # gloo's reduce-scatter is an all-reduce of a copy: in place it costs no copy
-        if high - low == buffer.numel() or dist.get_backend(engine.group) == "gloo":
+        if chunk.replicated or dist.get_backend(engine.group) == "gloo":
             handle = dist.all_reduce(work, group=engine.group, async_op=True)
             target = None if work is buffer else buffer
             chunk.reducing = (handle, work, target)
@@ -193,10 +241,10 @@ class Gradients:
 
     def abort_backward(self) -> None:
         """Forget a backward pass that was cut short by an exception, gradients included."""
+        self.forget()
         for chunk in self.engine.chunks:
-            self.wait(chunk)
             for slot in chunk.slots:
-                slot.arrived, slot.has_gradient = 0, False
+                slot.arrived = 0
         self._complete.clear()
         self._flight.clear()
         self._flight_bytes = 0
@@ -204,8 +252,8 @@ class Gradients:
 
     def close(self) -> None:
         """Drop the buffers."""
+        self.forget()
         for chunk in self.engine.chunks:
-            self.wait(chunk)
             chunk.gradient = None
 
 

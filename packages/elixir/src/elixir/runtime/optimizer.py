@@ -17,6 +17,7 @@ from elixir.memory.chunk import Chunk, Slot
 from elixir.optim.adamw import AdamW, check_hyperparameters
 from elixir.optim.kernels import square_sum
 from elixir.runtime.engine import Engine
+from elixir.runtime.residency import strided
 from elixir.runtime.scaler import LossScaler
 from elixir.runtime.states import ChunkStates
 
@@ -208,10 +209,8 @@ class ChunkOptimizer(torch.optim.Optimizer):
             return None
         self.engine.gradients.wait(chunk)
         self.engine.gradients.finish_reduction(chunk)
-        begin = slot.offset // chunk.dtype.itemsize
-        return self.engine.gradients.buffer(chunk).as_strided(
-            slot.size, slot.stride, _begin(chunk, self.engine, begin)
-        )
+        flat = self.engine.gradients.flat(chunk, slot)
+        return strided(flat, slot.size, slot.stride)
 
     def clip_grad_norm_(self, max_norm: float) -> float:
         """Clip in the coming step to this norm; return the norm."""
@@ -227,10 +226,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
-        for chunk in self.engine.chunks:
-            self.engine.gradients.wait(chunk)
-            for slot in chunk.slots:
-                slot.has_gradient = False
+        self.engine.gradients.forget()
         self._coefficient = None
 
     @torch.no_grad()
@@ -270,12 +266,16 @@ class ChunkOptimizer(torch.optim.Optimizer):
         if self.inner is not None:
             self._step_inner(scale)
         else:
+            engine.begin_update()
             # in the order of the reductions: while one chunk is updated, the next is under way
             for chunk in reversed(engine.chunks):
                 gradients.wait(chunk)
                 gradients.finish_reduction(chunk)
                 if chunk.index not in self._stepped:
                     self._update(chunk, scale)
+                engine.updated(chunk)
+            engine.end_update()
+            for chunk in engine.chunks:
                 self._publish(chunk)
         self._stepped.clear()
         self._direct_done.clear()
@@ -307,29 +307,14 @@ class ChunkOptimizer(torch.optim.Optimizer):
                     self.states.update(chunk, slot, options)
 
     def _publish(self, chunk: Chunk) -> None:
-        """Gather the parts of all ranks; drop or refresh the device's copy."""
+        """After an update: drop or refresh the device's copy."""
         engine = self.engine
         if not any(s.has_gradient for s in chunk.slots):
             return
-        low, high = chunk.shard
-        if high - low != chunk.host.numel():
-            if engine.device.type == "cuda":
-                whole = torch.empty(chunk.host.numel(), dtype=chunk.dtype, device=engine.device)
-                dist.all_gather_into_tensor(
-                    whole, chunk.host[low:high].to(engine.device), group=engine.group
-                )
-                chunk.host.copy_(whole)
-            else:
-                chunk.gathering = dist.all_gather_into_tensor(
-                    chunk.host, chunk.host[low:high], group=engine.group, async_op=True
-                )
-                if not engine.moves(chunk):
-                    chunk.gathering.wait()
-                    chunk.gathering = None
         if engine.gradients.on_device(chunk):
             chunk.version += 1
             return
-        if not engine.moves(chunk) and chunk.plan.tier == "device":
+        if chunk.plan.tier == "device" and engine.world == 1:
             engine.upload(chunk)
         engine.invalidate(chunk)
 
@@ -344,8 +329,8 @@ class ChunkOptimizer(torch.optim.Optimizer):
                 master = self.masters[id(p)]
                 master.grad = None
                 if slot.has_gradient:
-                    begin = slot.offset // chunk.dtype.itemsize
-                    g = gradients.buffer(chunk).as_strided(slot.size, slot.stride, begin)
+                    flat = gradients.flat(chunk, slot)
+                    g = strided(flat, slot.size, slot.stride)
                     g = g if g.dtype == master.dtype else g.to(master.dtype)
                     master.grad = g if scale == 1.0 else g * scale
         with torch.enable_grad():
@@ -368,11 +353,11 @@ class ChunkOptimizer(torch.optim.Optimizer):
         for chunk in engine.chunks:
             engine.gradients.wait(chunk)
             engine.gradients.finish_reduction(chunk)
-            whole = chunk.shard[1] - chunk.shard[0] == chunk.host.numel()
+            whole = chunk.replicated
             for slot in chunk.slots:
                 if not (slot.trainable and slot.has_gradient):
                     continue
-                flat = chunk.flat(slot, engine.gradients.buffer(chunk))
+                flat = engine.gradients.flat(chunk, slot)
                 if not whole and self.states is not None:
                     state = self.states.slots[slot.name]
                     flat = flat[state.low : state.high]
@@ -519,6 +504,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
             )
         for mine, theirs in zip(self.param_groups, state_dict["param_groups"], strict=True):
             mine.update({k: v for k, v in theirs.items() if k != "params" and k in mine})
+        self.engine.begin_update()
         for key, p in zip(saved, parameters, strict=True):
             if key not in state_dict["state"]:
                 continue
@@ -533,6 +519,8 @@ class ChunkOptimizer(torch.optim.Optimizer):
             if not self.states.low_precision:
                 values.pop("master", None)
             self.states.write(chunk, slot, values, int(entry["step"]))
+        self.engine.end_update()
+        for chunk in self.engine.chunks:
             self.engine.invalidate(chunk)
 
     def close(self) -> None:
@@ -562,11 +550,6 @@ def _check_direct(
             f"optimizer_cls={optimizer_cls.__name__}: a plan with keep_gradients=False runs AdamW "
             "on one rank"
         )
-
-
-def _begin(chunk: Chunk, engine: Engine, begin: int) -> int:
-    base = engine.gradients.buffer(chunk).storage_offset()
-    return int(base) + begin
 
 
 def _flat(value: Tensor, slot: Slot) -> Tensor:

@@ -15,6 +15,7 @@ from elixir.errors import BudgetExceededError, StalePlanError
 from elixir.memory.arena import Arena
 from elixir.memory.chunk import Chunk, Slot, State
 from elixir.memory.mover import CudaMover, HostMover
+from elixir.memory.shared import SharedHost
 from elixir.optim.adamw import dense
 from elixir.planner.cache import FAR, Cache
 from elixir.planner.packing import aligned
@@ -60,10 +61,15 @@ class Residency:
         self.mover = mover or (
             CudaMover(self.device) if self.device.type == "cuda" else HostMover()
         )
-        self.arena = Arena(plan.cache_bytes + plan.resident_bytes, self.device)
+        outside = 0  # gradients of resident chunks, see Gradients
+        if plan.keep_gradients and self.device.type == "cpu":
+            outside = sum(c.bytes for c in plan.chunks if c.tier == "device")
+        self.arena = Arena(plan.cache_bytes + plan.resident_bytes - outside, self.device)
         self.chunks: list[Chunk] = []
         self.home: dict[str, Chunk] = {}
         self._by_parameter: dict[int, tuple[Chunk, Slot]] = {}
+        self.shared: SharedHost | None = None
+        self._exchanges: list[Any] = []
         self._take(dict(named))
         for _, buffer in model.named_buffers():
             target = self.dtype if buffer.is_floating_point() else buffer.dtype
@@ -82,12 +88,30 @@ class Residency:
         """Return whether a chunk visits the device (rather than lives there)."""
         return chunk.plan.tier in ("host", "disk")
 
+    def _hosts(self) -> list[Tensor]:
+        """Return the chunks' host memory: divided ones lie in what a machine's ranks share."""
+        pin, size = self.device.type == "cuda", self.dtype.itemsize
+        shares = [aligned(-(-c.bytes // size // self.world) * 4) // 4 for c in self.plan.chunks]
+        begins, total = [], 0
+        for planned, share in zip(self.plan.chunks, shares, strict=True):
+            divided = self.world > 1 and planned.shard != "replicate"
+            begins.append(total if divided else -1)
+            total += aligned(share * self.world * size) if divided else 0
+        if total:
+            self.shared = SharedHost(total, self.group, pin=pin)
+        hosts = []
+        for begin, share in zip(begins, shares, strict=True):
+            if begin < 0 or self.shared is None:
+                hosts.append(torch.zeros(share * self.world, dtype=self.dtype, pin_memory=pin))
+            else:
+                end = begin + share * self.world * size
+                hosts.append(self.shared.data[begin:end].view(self.dtype))
+        return hosts
+
     def _take(self, named: dict[str, nn.Parameter]) -> None:
-        pin = self.device.type == "cuda"
-        for index, planned in enumerate(self.plan.chunks):
+        for index, (planned, host) in enumerate(zip(self.plan.chunks, self._hosts(), strict=True)):
             elements = planned.bytes // self.dtype.itemsize
-            share = aligned(-(-elements // self.world) * 4) // 4
-            host = torch.zeros(share * self.world, dtype=self.dtype, pin_memory=pin)
+            share = host.numel() // self.world
             slots = []
             counts = planned.gradients or (1,) * len(planned.parameters)
             for name, offset, count in zip(
@@ -96,8 +120,10 @@ class Residency:
                 p = named[name]
                 stride = dense(p)
                 begin = offset // self.dtype.itemsize
-                with torch.no_grad():
-                    host.as_strided(p.shape, stride, begin).copy_(p.detach())
+                if self.rank == 0:  # the others' values do not count
+                    with torch.no_grad():
+                        flat = host[begin : begin + p.numel()]
+                        strided(flat, p.shape, stride).copy_(p.detach())
                 nan = torch.full((1,), float("nan"), dtype=self.dtype, device=self.device)
                 slots.append(
                     Slot(
@@ -123,27 +149,26 @@ class Residency:
                 self._by_parameter[id(slot.parameter)] = (chunk, slot)
             if not self.moves(chunk):
                 chunk.offset = self.arena.carve(planned.bytes)
-                self.upload(chunk)
                 self._show(chunk)
             if planned.tier == "device":
-                if self.plan.keep_gradients:
+                if self.plan.keep_gradients and self.device.type != "cpu":
                     chunk.gradient_offset = self.arena.carve(planned.bytes)
                 states = 2 if self.dtype == torch.float32 else 3
                 chunk.state_offsets = [self.arena.carve(4 * elements) for _ in range(states)]
-        self.broadcast()
-
-    def broadcast(self) -> None:
-        """Give every rank the parameters of rank 0."""
-        if self.world == 1:
-            return
+        if self.world > 1:
+            self._spread()
         for chunk in self.chunks:
-            dist.broadcast(
-                chunk.host,
-                dist.get_global_rank(self.group, 0) if self.group else 0,
-                group=self.group,
-            )
             if not self.moves(chunk):
                 self.upload(chunk)
+
+    def _spread(self) -> None:
+        """Give every rank the parameters of rank 0."""
+        if self.shared is not None:
+            self.shared.spread()
+        first = dist.get_global_rank(self.group, 0) if self.group else 0
+        for chunk in self.chunks:
+            if chunk.replicated:
+                dist.broadcast(chunk.host, first, group=self.group)
 
     def upload(self, chunk: Chunk) -> None:
         """Copy a resident chunk's host values to the device."""
@@ -202,9 +227,6 @@ class Residency:
         if chunk.stepping is not None:
             chunk.stepping.result()
             chunk.stepping = None
-        if chunk.gathering is not None:
-            chunk.gathering.wait()
-            chunk.gathering = None
         self._wait_for_readers(offset, offset + chunk.plan.bytes)
         self.cache.place(chunk.index, offset)
         chunk.to(State.LOADING)
@@ -272,8 +294,58 @@ class Residency:
         if self.moves(chunk):
             if chunk.index in self.cache.offset:
                 self.evict(chunk)
-        elif chunk.plan.tier == "pinned":
+        elif chunk.plan.tier == "pinned" or self.world > 1:
             self.upload(chunk)
+
+    def begin_update(self) -> None:
+        """Return when the host copies may be written: no rank of the machine computes on them.
+
+        A copy to the device that is still under way may mix old and new values; every chunk that
+        is updated is dropped from the device before anybody reads it there.
+        """
+        if self.shared is not None:
+            self.shared.meet()
+
+    def updated(self, chunk: Chunk) -> None:
+        """Note that this rank's part is new; a machine of one rank starts the exchange."""
+        if self.shared is not None and not self.shared.shared and not chunk.replicated:
+            self._exchanges += self.shared.begin_exchange(chunk.host)
+
+    def end_update(self) -> None:
+        """Return when the host copies are complete, parts of other ranks included."""
+        shared = self.shared
+        if shared is None:
+            return
+        if shared.shared:
+            shared.meet()
+            for chunk in reversed(self.chunks):
+                if not chunk.replicated:
+                    self._exchanges += shared.begin_exchange(chunk.host)
+        for work in self._exchanges:
+            work.wait()
+        self._exchanges.clear()
+        if shared.shared and len(shared.machines) > 1:
+            shared.meet()
+
+    def detach(self) -> Tensor | None:
+        """Let this rank write its host copies alone, beside the other ranks of its machine."""
+        if self.shared is None or not self.shared.shared:
+            return None
+        snapshot = self.shared.snapshot()
+        self._swap(self.shared.data, snapshot)
+        return snapshot
+
+    def attach(self, snapshot: Tensor | None) -> None:
+        """End :meth:`detach`: the machine's first rank decides what the host copies hold."""
+        if self.shared is not None and snapshot is not None:
+            self._swap(snapshot, self.shared.data)
+            self.shared.commit(snapshot)
+
+    def _swap(self, old: Tensor, new: Tensor) -> None:
+        for chunk in self.chunks:
+            if not chunk.replicated:
+                begin = chunk.host.data_ptr() - old.data_ptr()
+                chunk.host = new[begin : begin + chunk.host.nbytes].view(self.dtype)
 
     def settle(self) -> None:
         """Wait until host copies are complete and current."""
@@ -281,18 +353,18 @@ class Residency:
             if chunk.stepping is not None:
                 chunk.stepping.result()
                 chunk.stepping = None
-            if chunk.gathering is not None:
-                chunk.gathering.wait()
-                chunk.gathering = None
-                if not self.moves(chunk):
-                    self.upload(chunk)
-            if chunk.plan.tier == "device":
+            if chunk.plan.tier == "device" and self.world == 1:
                 n = chunk.numel
                 chunk.host[:n].copy_(self.arena.flat(chunk.offset, n, self.dtype))
 
     def value(self, chunk: Chunk, slot: Slot) -> Tensor:
         """Return a view of a parameter's host copy."""
-        return chunk.host.as_strided(slot.size, slot.stride, slot.offset // self.dtype.itemsize)
+        return strided(chunk.flat(slot, chunk.host), slot.size, slot.stride)
+
+
+def strided(flat: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Return a flat tensor's elements under a shape and strides."""
+    return flat.as_strided(size, stride, flat.storage_offset())
 
 
 def _fingerprint(named: Sequence[tuple[str, nn.Parameter]]) -> str:

@@ -46,13 +46,11 @@ class SavedWeights:
 
     def pack(self, tensor: Tensor) -> Any:
         """Return the place of a travelling weight; anything else as it is."""
+        if tensor.layout != torch.strided:
+            return tensor
         engine = self.engine
-        if tensor.device.type != engine.device.type or tensor.layout != torch.strided:
-            return tensor
-        if tensor.untyped_storage().data_ptr() != engine.arena.address:
-            return tensor
-        offset = int(tensor.storage_offset()) * tensor.element_size()
-        if offset < engine.base:
+        offset = tensor.data_ptr() - engine.arena.address
+        if not engine.base <= offset < engine.arena.size:  # most tensors: keep this cheap
             return tensor
         index = engine.cache.at(offset - engine.base)
         if index is None:

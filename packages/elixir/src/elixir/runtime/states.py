@@ -162,7 +162,7 @@ class ChunkStates:
         if n == 0:
             return
         if whole is None:
-            whole = chunk.flat(slot, self.engine.gradients.buffer(chunk))
+            whole = self.engine.gradients.flat(chunk, slot)
         gradient = whole[state.low : state.high]
         self.load(chunk, state)
         assert state.exp_avg is not None
