@@ -67,7 +67,8 @@ def plan(
     loss_fn
         ``loss_fn(output, batch)``; by default the output's ``loss``, or the sum of its outputs.
     device
-        ``"cpu"``: the emulated device, with the same hard budget; ``"cuda"``.
+        ``"cpu"``: the emulated device, with the same hard budget; ``"cuda"``; ``"sim"``: the
+        strict device of :mod:`elixir.testing.sim`.
     prefetch
         Chunks looked ahead.
     step_in_backward
@@ -108,6 +109,7 @@ def plan(
         raise ValueError(
             "keep_gradients=False: needs step_in_backward=True, optimizer='adamw' and one rank"
         )
+    _check_device(device)
     budget = parse_bytes(device_budget, "device_budget")
     host = None if host_budget is None else parse_bytes(host_budget, "host_budget")
     if isinstance(hardware, Hardware):
@@ -142,6 +144,15 @@ def plan(
         batch_bytes=batch_bytes(batch),
     )
     return search(variants, request)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that PyTorch does not know."""
+    try:
+        torch.device(device)
+    except RuntimeError:
+        hint = "; call elixir.testing.sim.load() first" if device == "sim" else ""
+        raise ValueError(f"device={device!r}: PyTorch knows no such device{hint}") from None
 
 
 @functools.cache

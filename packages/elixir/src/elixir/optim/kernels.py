@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elixir._native_loader import isa, native
+from elixir.memory.simulated import window
 
 _TYPES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 BLOCK = 2048
@@ -306,7 +307,7 @@ def quantize_(
 
 def square_sum(gradient: Tensor) -> tuple[float, bool]:
     """Return the sum of squares in fp64 (fixed order) and whether an infinity or NaN occurs."""
-    module = native()
+    module, gradient = native(), window(gradient)
     if module is not None and gradient.device.type == "cpu" and gradient.is_contiguous():
         total, bad = module.norm(
             gradient.data_ptr(), _TYPES[gradient.dtype], gradient.numel(), threads(), isa()

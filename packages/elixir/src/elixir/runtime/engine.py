@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten
 
 from elixir.errors import StalePlanError
 from elixir.memory.chunk import Chunk
+from elixir.memory.simulated import place
 from elixir.planner.result import Plan
 from elixir.profile.trace import find_blocks
 from elixir.runtime import offload, recompute
@@ -292,14 +293,14 @@ class Engine(Residency):
             if self.moves(chunk) and chunk.index in self.cache.offset:
                 self.evict(chunk)
             for slot in chunk.slots:
-                slot.parameter.data = self.value(chunk, slot)
+                place(slot.parameter, self.value(chunk, slot))
         try:
             yield
         finally:
             self.attach(snapshot)
             for chunk in self.chunks:
                 for slot in chunk.slots:
-                    slot.parameter.data = slot.nan
+                    place(slot.parameter, slot.nan)
                 chunk.version += 1
                 if not self.moves(chunk):
                     self.upload(chunk)
@@ -340,7 +341,7 @@ class Engine(Residency):
             recompute.uninstall(modules[name])
         for chunk in self.chunks:
             for slot in chunk.slots:
-                slot.parameter.data = self.value(chunk, slot).clone()
+                place(slot.parameter, self.value(chunk, slot).clone())
         if self.shared is not None:
             self.shared.close()
         del self.model._elixir_engine

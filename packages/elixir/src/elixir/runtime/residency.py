@@ -16,6 +16,7 @@ from elixir.memory.arena import Arena
 from elixir.memory.chunk import Chunk, Slot, State
 from elixir.memory.mover import CudaMover, HostMover
 from elixir.memory.shared import SharedHost
+from elixir.memory.simulated import DEVICES, place
 from elixir.optim.adamw import dense
 from elixir.planner.cache import FAR, Cache
 from elixir.planner.packing import aligned
@@ -73,7 +74,7 @@ class Residency:
         self._take(dict(named))
         for _, buffer in model.named_buffers():
             target = self.dtype if buffer.is_floating_point() else buffer.dtype
-            buffer.data = buffer.data.to(self.device, target)
+            place(buffer, buffer.data.to(self.device, target))
         self.base = self.arena.used
         travel = [[c for c in s if self.moves(self.chunks[c])] for s in plan.steps]
         self.steps = travel
@@ -109,6 +110,7 @@ class Residency:
         return hosts
 
     def _take(self, named: dict[str, nn.Parameter]) -> None:
+        nan = torch.full((1,), float("nan"), dtype=self.dtype, device=self.device)
         for index, (planned, host) in enumerate(zip(self.plan.chunks, self._hosts(), strict=True)):
             elements = planned.bytes // self.dtype.itemsize
             share = host.numel() // self.world
@@ -124,7 +126,6 @@ class Residency:
                     with torch.no_grad():
                         flat = host[begin : begin + p.numel()]
                         strided(flat, p.shape, stride).copy_(p.detach())
-                nan = torch.full((1,), float("nan"), dtype=self.dtype, device=self.device)
                 slots.append(
                     Slot(
                         name,
@@ -138,7 +139,7 @@ class Residency:
                         nan.expand(p.numel()).view(p.shape) if p.numel() else nan[:0].view(p.shape),
                     )
                 )
-                p.data = slots[-1].nan
+                place(p, slots[-1].nan)
                 p.grad = None
             whole = self.world == 1 or planned.shard == "replicate"
             shard = (0, host.numel()) if whole else (self.rank * share, (self.rank + 1) * share)
@@ -155,6 +156,8 @@ class Residency:
                     chunk.gradient_offset = self.arena.carve(planned.bytes)
                 states = 2 if self.dtype == torch.float32 else 3
                 chunk.state_offsets = [self.arena.carve(4 * elements) for _ in range(states)]
+        if self.device.type in DEVICES:  # it refuses to read what has no memory: better than NaN
+            nan.untyped_storage().resize_(0)
         if self.world > 1:
             self._spread()
         for chunk in self.chunks:
@@ -282,7 +285,7 @@ class Residency:
         chunk.to(State.FREE)
         for slot in chunk.slots:
             slot.parameter.data = slot.nan
-        if self.poison and self.device.type == "cpu":
+        if self.poison and self.device.type != "cuda":
             self.arena.poison(chunk.offset, chunk.plan.bytes)
         chunk.offset = -1
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from elixir._native_loader import cuda
 from elixir.memory.chunk import Chunk, Slot
 from elixir.memory.mover import DiskFile
+from elixir.memory.simulated import window
 from elixir.optim.kernels import BLOCK, adamw8_, adamw_, adamw_reference_
 from elixir.runtime.engine import Engine
 
@@ -195,11 +196,11 @@ class ChunkStates:
             )
         else:
             adamw_(
-                master,
-                state.exp_avg,
-                state.exp_avg_sq,
-                gradient,
-                rounded,
+                window(master),
+                window(state.exp_avg),
+                window(state.exp_avg_sq),
+                window(gradient),
+                None if rounded is None else window(rounded),
                 step=state.step,
                 **options,
             )

@@ -1,4 +1,8 @@
-"""Instruments that make faults visible: a strict device, a byte tracker, an adversarial mover."""
+"""Instruments that make faults visible: strict devices, a byte tracker, an adversarial mover.
+
+:mod:`elixir.testing.sim` is the strict device in C++, with memory of its own;
+:class:`StrictDevice` watches the emulated one from Python.
+"""
 
 from elixir.testing.adversary import AdversarialMover
 from elixir.testing.strict_device import LiveBytes, StrictDevice
