@@ -207,11 +207,14 @@ class ChunkStates:
         self.store(chunk, state)
 
     def keep(self, chunk: Chunk, slot: Slot) -> list[Tensor]:
-        """Return copies with which :meth:`restore` undoes an update."""
+        """Return copies with which :meth:`restore` undoes an update; on the host.
+
+        On the device they would take memory that no plan counts.
+        """
         state = self.slots[slot.name]
         self.load(chunk, state)
         value = self._value(chunk, slot, state)
-        kept = [t.clone() for t in [value, *state.tensors()]]
+        kept = [t.to("cpu", copy=True) for t in [value, *state.tensors()]]
         if state.disk_offset >= 0:
             state.exp_avg = state.exp_avg_sq = state.master = None
         return kept

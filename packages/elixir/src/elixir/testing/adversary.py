@@ -20,6 +20,7 @@ class _Deferred:
             with torch.no_grad():
                 self.target.copy_(self.source)
             self.done = True
+            self.target = self.source = None  # type: ignore[assignment]
 
     def wait(self) -> None:
         pending = self.owner.pending
