@@ -26,6 +26,7 @@ Examples
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
@@ -34,6 +35,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -257,6 +259,9 @@ def _register(path: Path) -> ctypes.CDLL:
     torch.utils.rename_privateuse1_backend("sim")
     torch._register_device_module("sim", _device_module())
     torch.utils.generate_methods_for_privateuse1_backend()
+    # the device's autograd thread drops its last graph a moment after backward() has returned;
+    # if the interpreter is gone by then, PyTorch aborts
+    atexit.register(time.sleep, 0.1)
     try:
         (torch.ones(1, device="sim", requires_grad=True) * 2).backward()
     except RuntimeError:
