@@ -91,6 +91,7 @@ def main() -> None:
     sim.load()
     built = time.perf_counter() - begin
     sys.modules["common"] = load("common")
+    sys.path.append(str(TESTS))
     tests = load("test_sim_device")
     rows, failures = drawn(tests, options.cases, options.steps)
     over = max(max(r["peak"] - r["budget"], 0) for r in rows)

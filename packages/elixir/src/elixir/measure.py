@@ -20,6 +20,7 @@ from elixir.memory.mover import HostMover
 from elixir.optim.kernels import adamw8_, adamw_
 from elixir.planner.result import ChunkPlan, Plan
 from elixir.profile.hardware import Hardware
+from elixir.testing.sim import why_not
 from elixir.testing.strict_device import LiveBytes
 
 
@@ -308,6 +309,7 @@ def doctor() -> list[tuple[str, str, str]]:
         ),
         ("compiler", shutil.which("g++") or "none", ""),
         ("nvcc", shutil.which("nvcc") or "none", ""),
+        ("strict device", "can be built" if (why := why_not()) is None else "absent", why or ""),
     ]
     try:
         import resource

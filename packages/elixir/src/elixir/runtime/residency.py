@@ -51,6 +51,8 @@ class Residency:
         distributed = dist.is_available() and dist.is_initialized()
         self.world = dist.get_world_size(self.group) if distributed else 1
         self.rank = dist.get_rank(self.group) if distributed else 0
+        if self.world > 1 and self.device.type in DEVICES:
+            raise ValueError(f"device={plan.device!r}: a simulated device serves one rank only")
         named = list(model.named_parameters(remove_duplicate=True))
         plan.check_model(_fingerprint(named))
         if any(p.device.type == "meta" for _, p in named):

@@ -105,8 +105,13 @@ def build(cache: str | Path | None = None) -> Path:
     target = folder / f"elixir-sim-{key}.so"
     if target.exists():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=".so", dir=folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(suffix=".so", dir=folder)
+    except OSError as error:
+        raise SimUnavailableError(
+            f"the strict device cannot be compiled into {folder}: {error.strerror}; set {CACHE}"
+        ) from None
     os.close(handle)
     try:
         done = subprocess.run(
