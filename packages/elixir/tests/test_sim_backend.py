@@ -17,7 +17,7 @@ from elixir.testing import sim
 from sim_process import everything_freed, needs_compiler, on_device
 from torch import nn
 
-pytestmark = pytest.mark.sim
+pytestmark = [pytest.mark.sim, pytest.mark.native]
 
 
 # ---- the allocator -------------------------------------------------------------------------------
@@ -278,5 +278,5 @@ def test_loading_too_late_and_reading_through_a_pointer(strict_device):
     assert "before the first plan or backward pass" in done.stdout
     assert "3.0" in done.stdout
     assert "was read" not in done.stdout
-    assert done.returncode == -11
+    assert done.returncode != 0  # by the signal, or by ASan, which sees the access next
     assert "host code touched memory of the sim device" in done.stderr

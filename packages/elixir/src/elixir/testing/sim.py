@@ -48,6 +48,8 @@ from elixir.units import parse_bytes
 
 CACHE = "ELIXIR_SIM_CACHE"
 """Environment variable: folder for the compiled device, by default in the user's cache."""
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g")
+"""Flags in a process that runs under ASan, as the sanitized build of the wheel's module does."""
 UNLIMITED = (1 << 64) - 1
 _LIVE, _PEAK, _WORKSPACE, _WITH_WORKSPACE, _REFUSED, _BLOCKS = range(6)
 
@@ -93,6 +95,7 @@ def build(cache: str | Path | None = None) -> Path:
     root = Path(torch.__file__).parent
     flags = [
         *("-std=c++20", "-O1", "-fPIC", "-shared"),
+        *(SANITIZERS if "libasan" in os.environ.get("LD_PRELOAD", "") else ()),
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         *("-isystem", str(root / "include")),
         *("-isystem", str(root / "include" / "torch" / "csrc" / "api" / "include")),
