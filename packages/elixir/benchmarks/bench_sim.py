@@ -1,6 +1,7 @@
 """Training on the strict device: what its allocator counts against the budget."""
 
 import importlib.util
+import os
 import sys
 import time
 from pathlib import Path
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.setdefault(sim.SOURCE, str(TESTS.parent / "csrc" / "sim"))
     begin = time.perf_counter()
     sim.load()
     built = time.perf_counter() - begin

@@ -8,15 +8,19 @@ import gc
 import importlib
 import inspect
 import multiprocessing
+import os
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from elixir.testing import sim
 
+# the package may be installed from a wheel, which has no sources
+os.environ.setdefault(sim.SOURCE, str(Path(__file__).parent.parent / "csrc" / "sim"))
 needs_compiler = pytest.mark.skipif(sim.why_not() is not None, reason=str(sim.why_not()))
 
 

@@ -1,7 +1,7 @@
 """The strict device: a PyTorch backend in C++ with memory of its own and a hard budget in bytes.
 
-``load`` compiles ``csrc/sim`` against the installed PyTorch (a C++20 compiler is needed, the wheel
-has no part in it) and registers the device ``"sim"``. On it
+``load`` compiles ``csrc/sim`` of a checkout, with a C++20 compiler, against the installed PyTorch
+and registers the device ``"sim"``; wheels have no part in it. On the device
 
 * an allocation one byte over the budget raises :class:`torch.OutOfMemoryError`, and live and peak
   bytes are counted by the allocator;
@@ -48,6 +48,8 @@ from elixir.units import parse_bytes
 
 CACHE = "ELIXIR_SIM_CACHE"
 """Environment variable: folder for the compiled device, by default in the user's cache."""
+SOURCE = "ELIXIR_SIM_SOURCE"
+"""Environment variable: folder of the sources; a wheel has none, a checkout's are found."""
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g")
 """Flags in a process that runs under ASan, as the sanitized build of the wheel's module does."""
 UNLIMITED = (1 << 64) - 1
@@ -69,7 +71,7 @@ def why_not() -> str | None:
             "the strict device needs a C++20 compiler: none of $CXX, c++, g++ and clang++ was found"
         )
     if _source() is None:
-        return "the strict device's sources (csrc/sim) are not installed"
+        return f"the strict device's sources are not here: set {SOURCE} to csrc/sim of a checkout"
     return None
 
 
@@ -234,11 +236,9 @@ def _compiler() -> str | None:
 
 
 def _source() -> Path | None:
-    here = Path(__file__)
-    places = [here.parents[3] / "csrc" / "sim"]  # a checkout
-    places += [Path(p) / "csrc_sim" for p in sys.modules["elixir.testing"].__path__]
-    places += [Path(p) / "testing" / "csrc_sim" for p in sys.modules["elixir"].__path__]
-    return next((p for p in places if (p / "backend.cpp").exists()), None)
+    chosen = os.environ.get(SOURCE)
+    place = Path(chosen) if chosen else Path(__file__).parents[3] / "csrc" / "sim"
+    return place if (place / "backend.cpp").exists() else None
 
 
 def _cache() -> Path:
