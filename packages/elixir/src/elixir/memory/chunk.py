@@ -68,6 +68,8 @@ class Chunk:
     untouched: bool = False
     reducing: Any = None
     reduced: bool = False
+    transit: Tensor | None = None
+    filled: set[str] = field(default_factory=set)
     copies: list[Any] = field(default_factory=list)
     stepping: Any = None
     gradient_offset: int = -1

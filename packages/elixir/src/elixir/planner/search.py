@@ -531,17 +531,18 @@ def _host(best: _Candidate, request: Request) -> tuple[list[ChunkPlan], int, int
             parameters = parameters * request.machines // request.world
         if chunk.tier == "device" and request.world == 1:
             return parameters, 0
-        gradient = chunk.trainable * itemsize
+        gradient = chunk.trainable * itemsize // divided
         states = chunk.trainable * request.state_bytes // divided
         if chunk.tier == "disk":
             return parameters + gradient, states
         return parameters + gradient + states, 0
 
     chunks = list(best.chunks)
-    activations = sum(size for *_, size in best.variant.profile.offloads)
+    fixed = sum(size for *_, size in best.variant.profile.offloads)
+    fixed += itemsize * packing.transit_elements(chunks, itemsize, request.world)
 
     def held() -> int:
-        return activations + sum(share(c)[0] for c in chunks)
+        return fixed + sum(share(c)[0] for c in chunks)
 
     total = held()
     if request.host_budget is not None and total > request.host_budget:

@@ -18,7 +18,7 @@ from elixir.memory.mover import CudaMover, HostMover
 from elixir.memory.shared import SharedHost
 from elixir.optim.adamw import dense
 from elixir.planner.cache import FAR, Cache
-from elixir.planner.packing import aligned
+from elixir.planner.packing import aligned, share_elements
 from elixir.planner.result import Plan
 from elixir.planner.simulate import prefetch_order
 
@@ -91,7 +91,7 @@ class Residency:
     def _hosts(self) -> list[Tensor]:
         """Return the chunks' host memory: divided ones lie in what a machine's ranks share."""
         pin, size = self.device.type == "cuda", self.dtype.itemsize
-        shares = [aligned(-(-c.bytes // size // self.world) * 4) // 4 for c in self.plan.chunks]
+        shares = [share_elements(c.bytes, size, self.world) for c in self.plan.chunks]
         begins, total = [], 0
         for planned, share in zip(self.plan.chunks, shares, strict=True):
             divided = self.world > 1 and planned.shard != "replicate"
