@@ -318,7 +318,7 @@ def test_killed_rank_ends_the_others(tmp_path):
     """SIGKILL of one rank: the other raises, and no memory is left that has a name."""
     marks = [tmp_path / "0", tmp_path / "1"]
     with ThreadPoolExecutor(1) as pool:
-        outcome = pool.submit(launch, "endless", 2, tmp_path, 60, dead=(1,))
+        outcome = pool.submit(launch, "test_distributed:endless", 2, tmp_path, 60, dead=(1,))
         while not all(m.exists() and m.read_text() for m in marks):
             time.sleep(0.05)
             assert not outcome.done(), outcome.result()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elixir.planner.result import ChunkPlan
+from elixir.profile.parts import Part
 
 
 class State(Enum):
@@ -44,6 +45,7 @@ class Slot:
     trainable: bool
     expected: int
     nan: Tensor
+    part: Part | None = None
     arrived: int = 0
     has_gradient: bool = False
 

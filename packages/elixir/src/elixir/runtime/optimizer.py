@@ -370,14 +370,19 @@ class ChunkOptimizer(torch.optim.Optimizer):
                 flat = engine.gradients.own(chunk, slot, low, high)
                 total, wrong = square_sum(flat)
                 share = engine.world if whole else 1
+                if engine.link is not None and slot.part is None:
+                    share *= engine.link.size  # each of them has this sum
                 sums.append(total / share)
                 bad |= wrong
         total = math.nan if bad else math.fsum(sums)
-        if engine.world > 1:
+        if engine.world > 1 or engine.link is not None:
             pair = torch.tensor(
                 [0.0 if bad else total, float(bad)], dtype=torch.float64, device=engine.device
             )
-            dist.all_reduce(pair, group=engine.group)
+            if engine.world > 1:
+                dist.all_reduce(pair, group=engine.group)
+            if engine.link is not None:
+                dist.all_reduce(pair, group=engine.link.group)
             bad = bool(pair[1] > 0)
             total = math.nan if bad else float(pair[0])
         factor = engine.world * (self.scaler.scale if self.scaler else 1.0)
@@ -476,7 +481,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
         if self.inner is not None:
             return self.inner.state_dict()
         assert self.states is not None
-        if self.engine.world > 1:
+        if self.engine.world > 1 or self.engine.link is not None:
             raise ValueError("state_dict: over several ranks use elixir.checkpoint.save")
         self.engine.settle()
         packed = super().state_dict()
