@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +14,9 @@ from torch.utils._pytree import tree_flatten
 from elixir.planner.result import Plan
 from elixir.planner.search import Request, Variant, search
 from elixir.profile.hardware import Hardware
-from elixir.profile.operators import Operator, Rule, resolve
+from elixir.profile.operators import Operator, Rule
 from elixir.profile.trace import find_blocks, profile
-from elixir.runtime.divide import Link, divided, install, share_values, uninstall
+from elixir.runtime.divide import Link, divided, install, resolve, share_values, uninstall
 from elixir.units import parse_bytes
 
 
@@ -128,13 +127,11 @@ def plan(
         rates = Hardware.load(hardware)
     options: dict[str, Any] = {"loss_fn": loss_fn, "dtype": dtype}
     choices = _choices(find_blocks(model), recompute, offload)
-    known = weakref.ref(model)
 
     def trace(rules: tuple[Rule, ...]) -> list[Variant]:
-        model = known()
-        if model is None or hasattr(model, "_elixir_engine"):
-            raise ValueError("override: the plan's model is gone or already initialized")
-        operators = resolve(model, batch, rules, tensor_parallel, loss_fn) if rules else ()
+        if hasattr(model, "_elixir_engine"):
+            raise ValueError("model: is already initialized; plan before that")
+        operators = resolve(model, batch, rules, tensor_parallel) if rules else ()
         with divided(model, operators, tensor_parallel):
             return [
                 Variant(
@@ -167,7 +164,7 @@ def plan(
         batch_bytes=batch_bytes(batch),
         tensor_parallel=tensor_parallel,
     )
-    return search(trace(()), request, trace)
+    return search(trace(()), request, trace if tensor_parallel > 1 else None)
 
 
 @functools.cache

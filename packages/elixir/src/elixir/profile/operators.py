@@ -97,25 +97,7 @@ def match(model: nn.Module, rules: Sequence[Rule], ways: int) -> dict[str, str]:
     return found
 
 
-def resolve(
-    model: nn.Module,
-    batch: Any,
-    rules: Sequence[Rule],
-    ways: int,
-    loss_fn: Callable[[Any, Any], Tensor] | None = None,
-) -> tuple[Operator, ...]:
-    """Return the operators that rules divide over ``ways`` ranks, and where activations join."""
-    kinds = match(model, rules, ways)
-    joined = _joins(model, batch, kinds, loss_fn)
-    return tuple(Operator(name, kind, name in joined) for name, kind in kinds.items())
-
-
-def _joins(
-    model: nn.Module,
-    batch: Any,
-    kinds: Mapping[str, str],
-    loss_fn: Callable[[Any, Any], Tensor] | None,
-) -> set[str]:
+def joins(model: nn.Module, batch: Any, kinds: Mapping[str, str]) -> set[str]:
     """Return columns that must gather and rows that take a whole input."""
     names = set(kinds)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -220,6 +202,8 @@ class _Tags(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if self.inside:
+            return out
+        if func.namespace == "prim":  # asks for a device or a layout, not for values
             return out
         inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         outputs = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elixir.profile.operators import Operator, output_dim
+from elixir.profile.operators import Operator, Rule, joins, match, output_dim
 from elixir.profile.parts import Part, part_of
 
 
@@ -117,7 +117,7 @@ def _product(module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
 def _column(module: nn.Module, operator: Operator, link: Link) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         y = _product(module, _IntoColumn.apply(x, link), module._parameters["bias"])
-        return _Join.apply(y, link) if operator.whole else y  # type: ignore[no-any-return]
+        return _Join.apply(y, link) if operator.whole else y
 
     return forward
 
@@ -146,7 +146,7 @@ def install(model: nn.Module, operators: Sequence[Operator], link: Link) -> None
             p = module._parameters[key]
             if p is not None:
                 part = Part(tuple(p.shape), dim, link.rank, link.size)
-                p._elixir_part = part  # type: ignore[attr-defined]
+                p._elixir_part = part
                 p.data = part.cut(p.data).clone(memory_format=torch.contiguous_format)
         module.forward = (_column if column else _row)(module, operator, link)
 
@@ -162,7 +162,7 @@ def uninstall(
         for p in module._parameters.values():
             if p is not None and (part := part_of(p)) is not None:
                 p.data = whole(p, part)
-                del p._elixir_part  # type: ignore[attr-defined]
+                del p._elixir_part
 
 
 @contextmanager
@@ -174,6 +174,28 @@ def divided(model: nn.Module, operators: Sequence[Operator], ways: int) -> Itera
         yield
     finally:
         uninstall(model, operators, lambda p, _: kept[id(p)])
+
+
+def resolve(
+    model: nn.Module,
+    batch: Any,
+    rules: Sequence[Rule],
+    ways: int,
+) -> tuple[Operator, ...]:
+    """Return the operators that rules divide over ``ways`` ranks, and where activations join.
+
+    Raises
+    ------
+    ValueError
+        As :func:`elixir.profile.operators.match`.
+    """
+    kinds = match(model, rules, ways)
+    whole = joins(model, batch, kinds)
+    # once more with the shapes that a rank sees: a size written in the model's code may not fit
+    trial = [Operator(name, kind, name in whole) for name, kind in kinds.items()]
+    with divided(model, trial, ways):
+        whole |= joins(model, batch, {n: k for n, k in kinds.items() if n not in whole})
+    return tuple(Operator(name, kind, name in whole) for name, kind in kinds.items())
 
 
 def share_values(model: nn.Module, link: Link) -> None:
