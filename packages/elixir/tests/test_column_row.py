@@ -1,5 +1,6 @@
 """Linear maps divided by column and row. Oracle: one rank that trains the whole model."""
 
+import copy
 from pathlib import Path
 
 import elixir
@@ -7,7 +8,7 @@ import pytest
 import torch
 from common import HARDWARE, gpt, gpt_batch, least_budget
 from elixir.profile.operators import Operator
-from elixir.runtime.divide import Link, resolve
+from elixir.runtime.divide import Link, install, resolve
 from ranks import launch
 from torch import nn
 
@@ -30,15 +31,21 @@ def divide(plan):
     return plan
 
 
-def initialize(world, shape, names, **training):
+def save_plans(folder, world):
+    """Plan once for all ranks."""
+    for again in ("none", "all"):
+        options = OPTIONS | {"tensor_parallel": 2, "world": world // 2, "recompute": again}
+        divide(elixir.plan(model(), gpt_batch(), **options)).save(folder / f"{again}{world}.json")
+
+
+def initialize(world, folder, again, **training):
     from torch.distributed.device_mesh import init_device_mesh
 
-    options = OPTIONS | {"tensor_parallel": 2, "world": world // 2}
-    again = training.pop("recompute", "none")
-    plan = divide(elixir.plan(model(), gpt_batch(), recompute=again, **options))
+    shape, names = ((2,), ("tp",)) if world == 2 else ((2, 2), ("dp", "tp"))
+    plan = elixir.Plan.load(f"{folder}/{again}{world}.json")
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     ours = gpt(tied=False, seed=torch.distributed.get_rank())  # the first rank's values count
-    return *elixir.initialize(ours, plan=plan, lr=1e-3, mesh=mesh, **training), plan
+    return elixir.initialize(ours, plan=plan, lr=1e-3, mesh=mesh, **training)
 
 
 def numbers(step, data_ranks):
@@ -65,19 +72,16 @@ def case_train(rank, world, folder):
     from elixir import checkpoint
 
     data_ranks, where = world // 2, rank // 2
-    shape, names = ((2,), ("tp",)) if world == 2 else ((2, 2), ("dp", "tp"))
     reference = {}
     for again in ("none", "all"):
-        ours, optimizer, _ = initialize(
-            world, shape, names, recompute=again, max_grad_norm=0.5, loss_scale=64.0
-        )
+        training = {"max_grad_norm": 0.5, "loss_scale": 64.0}
+        ours, optimizer = initialize(world, folder, again, **training)
         engine = ours._elixir_engine
         assert engine.world == data_ranks
         assert ours.blocks[0].up.weight.shape == (64, 32)
         assert ours.blocks[0].down.weight.shape == (32, 64)
         held = sum(c.plan.bytes for c in engine.chunks)
-        undivided = elixir.plan(model(), gpt_batch(), recompute="none", **OPTIONS)
-        assert held < 0.6 * sum(c.bytes for c in undivided.chunks)
+        assert held < 0.6 * 4 * sum(p.numel() for p in model().parameters())
         steps = 4
         losses, reference = alone(steps, data_ranks, 0.5)
         for step in range(steps):
@@ -106,7 +110,7 @@ def case_train(rank, world, folder):
     if rank == 0:
         torch.save(reference, Path(folder) / f"reference{world}.pt")
     if (other := Path(folder) / "one").exists():  # a checkpoint that one rank wrote
-        ours, optimizer, _ = initialize(world, shape, names)
+        ours, optimizer = initialize(world, folder, "none")
         checkpoint.load(other, optimizer)
         saved = torch.load(Path(folder) / "one.pt", weights_only=True)
         for key, value in ours.state_dict().items():
@@ -162,9 +166,32 @@ def resume(folder, world):
 
 
 def test_two_ranks_then_one_then_two_by_two(tmp_path):
+    save_plans(tmp_path, 2)
     launch("test_column_row:train,sums", 2, tmp_path)
     resume(tmp_path, 2)
+    save_plans(tmp_path, 4)
     launch("test_column_row:train", 4, tmp_path)
+
+
+@pytest.mark.peer
+def test_conv1d_of_transformers():
+    """Divide GPT-2's own layers; the parts make up what one rank computes."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "n_positions": 16}
+    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    torch.manual_seed(0)
+    whole = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **none))
+    tokens = gpt_batch()[0]
+    rules = [("*.c_fc", "column"), ("*.mlp.c_proj", "row")]
+    found = resolve(whole, {"input_ids": tokens, "labels": tokens}, rules, 2)
+    assert [o.whole for o in found] == [False] * 4
+    mlp, x = whole.transformer.h[0].mlp, torch.randn(2, 3, 32)
+    expected, parts = mlp(x), []
+    for rank in range(2):
+        other, link = copy.deepcopy(mlp), Link(2, rank)
+        install(other, [Operator("c_fc", "column", False), Operator("c_proj", "row", False)], link)
+        parts.append(other(x) - other.c_proj.bias)
+    assert torch.allclose(sum(parts) + mlp.c_proj.bias, expected, atol=1e-6)
 
 
 class Gated(nn.Module):
