@@ -267,7 +267,7 @@ def main() -> None:
     )
     for name in options.peers.split(","):
         label = next(p for p in PEERS if p.lower().startswith(name))
-        found = peer(label, options, left()) if left() > 30 else None
+        found = peer(label, options, left() - 25) if left() > 60 else None
         if found is None:
             continue
         theirs_loss, theirs, theirs_peak = found
