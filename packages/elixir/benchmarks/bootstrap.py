@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -27,10 +28,11 @@ def from_checkout() -> None:
         return
     except importlib.metadata.PackageNotFoundError:
         pass
-    build = Path(tempfile.mkdtemp(prefix="elixir-build-"))
+    built = os.environ.get("ELIXIR_BOOTSTRAP")  # a parent process has built them
+    build = Path(built or tempfile.mkdtemp(prefix="elixir-build-"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     about = build / f"elixir-{project['version']}.dist-info"
-    about.mkdir()
+    about.mkdir(exist_ok=True)
     text = f"Metadata-Version: 2.1\nName: elixir\nVersion: {project['version']}\n"
     (about / "METADATA").write_text(text)
     if importlib.util.find_spec("jaxtyping") is None:
@@ -70,7 +72,8 @@ def from_checkout() -> None:
                 str(compiled / "libelixir_cuda.so"),
             ]
         )
-    for step in steps:
+    os.environ["ELIXIR_BOOTSTRAP"] = str(build)
+    for step in steps if built is None else []:
         done = subprocess.run(step, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"{step[0]}: {done.stdout[-500:]}{done.stderr[-1500:]}", file=sys.stderr)

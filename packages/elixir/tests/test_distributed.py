@@ -2,67 +2,14 @@
 
 import ctypes
 import gc
-import multiprocessing
 import os
 import signal
-import socket
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-# forkserver: the children share one import of torch
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "elixir"])
-
-
-def launch(case, world, folder, timeout=150, dead=()):
-    """Run a case on ``world`` processes; return what the first printed as losses.
-
-    Nothing is awaited from the ranks in ``dead``.
-    """
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    queue = CONTEXT.Queue()
-    children = [
-        CONTEXT.Process(target=main, args=(case, rank, world, port, str(folder), queue))
-        for rank in range(world)
-    ]
-    for c in children:
-        c.start()
-    try:
-        outs = dict(queue.get(timeout=timeout) for _ in range(world - len(dead)))
-    finally:
-        for c in children:
-            c.join(10)
-            c.kill()
-    assert all(isinstance(out, list) for out in outs.values()), "\n".join(map(str, outs.values()))
-    return outs[0]
-
-
-def main(case, rank, world, port, folder, queue):
-    import torch
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    store = {"init_method": f"tcp://127.0.0.1:{port}", "rank": rank, "world_size": world}
-    try:
-        dist.init_process_group("gloo", **store)
-        out = []
-        for name in case.split(","):
-            if name.startswith("moe"):
-                routed(rank, world, int(name[3:] or 40), 10)
-            else:
-                out += globals()[f"case_{name}"](rank, world, folder) or []
-        dist.barrier()
-        dist.destroy_process_group()
-        queue.put((rank, out))
-    except BaseException:
-        queue.put((rank, traceback.format_exc()))
-        raise
+from ranks import launch
 
 
 def case_ddp(rank, world, folder):
@@ -188,6 +135,14 @@ def routed(rank, world, steps, check_every):
                 assert torch.allclose(a, b, atol=1e-5), (name, (a - b).abs().max())
     assert engine.unplanned_fetches >= 0
     optimizer.close()
+
+
+def case_moe(rank, world, folder):
+    routed(rank, world, 40, 10)
+
+
+def case_moe1000(rank, world, folder):
+    routed(rank, world, 1000, 10)
 
 
 def trained(world, budget):
@@ -356,14 +311,14 @@ def case_endless(rank, world, folder):
 
 
 def test_two_ranks_equal_ddp(tmp_path):
-    launch("ddp,accumulate,moe,host,machines", 2, tmp_path)
+    launch("test_distributed:ddp,accumulate,moe,host,machines", 2, tmp_path)
 
 
 def test_killed_rank_ends_the_others(tmp_path):
     """SIGKILL of one rank: the other raises, and no memory is left that has a name."""
     marks = [tmp_path / "0", tmp_path / "1"]
     with ThreadPoolExecutor(1) as pool:
-        outcome = pool.submit(launch, "endless", 2, tmp_path, 60, dead=(1,))
+        outcome = pool.submit(launch, "test_distributed:endless", 2, tmp_path, 60, dead=(1,))
         while not all(m.exists() and m.read_text() for m in marks):
             time.sleep(0.05)
             assert not outcome.done(), outcome.result()
@@ -379,8 +334,8 @@ def test_world_1_then_3_then_2_on_resume(tmp_path):
     from common import gpt
 
     losses = case_save(0, 1, tmp_path)
-    losses += launch("save,ddp,machines", 3, tmp_path)
-    losses += launch("save", 2, tmp_path)
+    losses += launch("test_distributed:save,ddp,machines", 3, tmp_path)
+    losses += launch("test_distributed:save", 2, tmp_path)
     model = gpt()
     reference = run(model, elixir.optim.AdamW(model.parameters(), lr=1e-2), range(6))
     assert losses == pytest.approx(reference, rel=1e-5)
@@ -389,4 +344,4 @@ def test_world_1_then_3_then_2_on_resume(tmp_path):
 @pytest.mark.stress
 @pytest.mark.parametrize("world", [2, 4])
 def test_thousand_randomly_routed_steps(tmp_path, world):
-    launch("moe1000", world, tmp_path, timeout=900)
+    launch("test_distributed:moe1000", world, tmp_path, timeout=900)

@@ -370,3 +370,19 @@ def test_the_least_budget_does_not_depend_on_the_budget(policy):
         again = roomy._replan(device_budget=int(roomy.least_budget * factor))
         assert again.least_budget == roomy.least_budget
         assert again.device_bytes <= again.device_budget
+
+
+def test_a_gpu_is_planned_with_room_for_its_allocator():
+    """The authors count 1.25 times the activations' peak on CUDA (``search/optimal.py``)."""
+    both = [
+        elixir.plan(
+            gpt(),
+            gpt_batch(),
+            device_budget="1GiB",
+            hardware=HARDWARE,
+            recompute="none",
+            device=device,
+        )
+        for device in ("cpu", "cuda")
+    ]
+    assert both[1].activation_bytes == int(1.25 * both[0].activation_bytes)

@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_flatten
 from elixir.planner.result import Plan
 from elixir.planner.search import Request, Variant, search
 from elixir.profile.hardware import Hardware
+from elixir.profile.operators import Operator, Rule
 from elixir.profile.trace import find_blocks, profile
+from elixir.runtime.divide import Link, divided, install, resolve, share_values, uninstall
 from elixir.units import parse_bytes
 
 
@@ -39,6 +41,7 @@ def plan(
     disk: bool = False,
     world: int = 1,
     machines: int = 1,
+    tensor_parallel: int = 1,
 ) -> Plan:
     """Plan one training step so that it fits a device budget.
 
@@ -85,6 +88,10 @@ def plan(
     machines
         Number of machines that the ranks are on; the ranks of one share its copy of the
         parameters. Only the count of host bytes depends on it.
+    tensor_parallel
+        Number of ranks over which ``override(..., shard="column")`` and ``"row"`` divide linear
+        maps, beside the ``world`` ranks that share the training state: the size of the mesh's
+        ``"tp"`` dimension.
 
     Raises
     ------
@@ -101,6 +108,8 @@ def plan(
         raise ValueError(f"prefetch={prefetch}: must not be negative")
     if world < 1:
         raise ValueError(f"world={world}: must be at least 1")
+    if tensor_parallel < 1:
+        raise ValueError(f"tensor_parallel={tensor_parallel}: must be at least 1")
     if not 1 <= machines <= world:
         raise ValueError(f"machines={machines}: must be from 1 to world={world}")
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
@@ -119,10 +128,23 @@ def plan(
     else:
         rates = Hardware.load(hardware)
     options: dict[str, Any] = {"loss_fn": loss_fn, "dtype": dtype}
-    variants = []
-    for recomputed, offloaded in _choices(find_blocks(model), recompute, offload):
-        found = profile(model, batch, recompute=recomputed, offload=offloaded, **options)
-        variants.append(Variant(recomputed, found, offloaded))
+    choices = _choices(find_blocks(model), recompute, offload)
+
+    def trace(rules: tuple[Rule, ...]) -> list[Variant]:
+        if hasattr(model, "_elixir_engine"):
+            raise ValueError("model: is already initialized; plan before that")
+        operators = resolve(model, batch, rules, tensor_parallel) if rules else ()
+        with divided(model, operators, tensor_parallel):
+            return [
+                Variant(
+                    recomputed,
+                    profile(model, batch, recompute=recomputed, offload=offloaded, **options),
+                    offloaded,
+                    operators,
+                )
+                for recomputed, offloaded in choices
+            ]
+
     compute = dtype or next(p.dtype for p in model.parameters())
     request = Request(
         device_budget=budget,
@@ -139,11 +161,13 @@ def plan(
         world=world,
         machines=machines,
         use_disk=disk,
-        activation_margin=1.05 if device.startswith("cuda") else 1.0,
+        # CUDA's allocator keeps pieces that fit nothing: the authors' share for them
+        activation_margin=1.25 if device.startswith("cuda") else 1.0,
         batch=describe(batch),
         batch_bytes=batch_bytes(batch),
+        tensor_parallel=tensor_parallel,
     )
-    return search(variants, request)
+    return search(trace(()), request, trace if tensor_parallel > 1 else None)
 
 
 def _check_device(device: str) -> None:
@@ -224,9 +248,10 @@ def initialize(
         A :class:`Plan` for this model.
     **kwargs
         ``params`` (groups of the model's parameters), ``max_grad_norm``, ``loss_scale``,
-        ``mover``, ``poison``, ``disk_folder``, ``mesh`` (a one-dimensional
-        ``torch.distributed.DeviceMesh`` over the ranks that share the training) or
-        ``process_group``; everything else goes to the optimizer.
+        ``mover``, ``poison``, ``disk_folder``, ``mesh`` (a ``torch.distributed.DeviceMesh`` over
+        the ranks that share the training state; a plan with divided operators takes a mesh with a
+        further dimension named ``"tp"``, or with that one alone) or ``process_group``; everything
+        else goes to the optimizer.
 
     Returns
     -------
@@ -242,14 +267,33 @@ def initialize(
     """
     from elixir.runtime.engine import Engine
     from elixir.runtime.optimizer import ChunkOptimizer
+    from elixir.runtime.residency import fingerprint
 
-    engine_keys = ("mover", "poison", "disk_folder", "process_group")
-    if (mesh := kwargs.pop("mesh", None)) is not None:
+    engine_keys = ("mover", "poison", "disk_folder", "process_group", "link")
+    mesh = kwargs.pop("mesh", None)
+    if mesh is not None:
         if "process_group" in kwargs:
             raise ValueError("mesh: process_group is given as well; give one of both")
-        kwargs["process_group"] = _mesh_group(mesh, plan)
+        kwargs |= _from_mesh(mesh, plan)
+    elif plan.tensor_parallel > 1:
+        raise ValueError(
+            f"mesh: the plan divides operators over {plan.tensor_parallel} ranks; give a mesh with "
+            "a dimension named 'tp'"
+        )
     engine_options = {k: kwargs.pop(k) for k in engine_keys if k in kwargs}
-    engine = Engine(model, plan, **engine_options)
+    operators, link = [Operator(*o) for o in plan.operators], engine_options.get("link")
+    if operators and link is not None:
+        plan.check_model(fingerprint(model))
+        if hasattr(model, "_elixir_engine"):
+            raise ValueError("model: is already initialized")
+        share_values(model, link)
+        install(model, operators, link)
+    try:
+        engine = Engine(model, plan, **engine_options)
+    except BaseException:
+        if operators and link is not None:
+            uninstall(model, operators, lambda p, part: link.whole(p.data, part))
+        raise
     try:
         optimizer = ChunkOptimizer(engine, optimizer_cls, **kwargs)
     except BaseException:
@@ -258,8 +302,31 @@ def initialize(
     return model, optimizer
 
 
-def _mesh_group(mesh: Any, plan: Plan) -> Any:
-    """Return the process group of a one-dimensional mesh."""
+def _from_mesh(mesh: Any, plan: Plan) -> dict[str, Any]:
+    """Return the group that shares the training state, and the link of divided operators."""
+    kind = torch.device(plan.device).type
+    if mesh.device_type != kind:
+        raise ValueError(f"mesh: is of {mesh.device_type} devices, the plan of {kind}")
+    names = mesh.mesh_dim_names or ()
+    found: dict[str, Any] = {}
+    if plan.tensor_parallel > 1:
+        if "tp" not in names or mesh["tp"].size() != plan.tensor_parallel:
+            raise ValueError(
+                f"mesh: has dimensions {names}; the plan needs one named 'tp' of "
+                f"{plan.tensor_parallel} ranks"
+            )
+        line = mesh["tp"]
+        where = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else kind
+        found["link"] = Link(line.size(), line.get_local_rank(), line.get_group(), where)
+        rest = [n for n in names if n != "tp"]
+        if not rest and plan.world == 1:
+            return found
+        if len(rest) != 1:
+            raise ValueError(
+                f"mesh: has dimensions {names}; beside 'tp' the plan needs one of {plan.world} "
+                "ranks"
+            )
+        mesh = mesh[rest[0]]
     if mesh.ndim != 1:
         raise ValueError(
             f"mesh: has {mesh.ndim} dimensions; give the one that shares the training, such as "
@@ -267,7 +334,4 @@ def _mesh_group(mesh: Any, plan: Plan) -> Any:
         )
     if mesh.size() != plan.world:
         raise ValueError(f"mesh: has {mesh.size()} ranks, the plan was made for {plan.world}")
-    kind = torch.device(plan.device).type
-    if mesh.device_type != kind:
-        raise ValueError(f"mesh: is of {mesh.device_type} devices, the plan of {kind}")
-    return mesh.get_group()
+    return found | {"process_group": mesh.get_group()}

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from elixir._files import write_text
 from elixir.errors import CorruptCheckpointError
+from elixir.memory.chunk import Slot
 from elixir.runtime.optimizer import ChunkOptimizer
 
 SCHEMA = 1
@@ -57,26 +59,34 @@ def save(
         if chunk.replicated and engine.rank:
             continue
         for slot in chunk.slots:
+            if slot.part is None and engine.link is not None and engine.link.rank:
+                continue
+            label = slot.name if slot.part is None else f"{slot.name}@{slot.part.index}"
             if slot.trainable:
                 part = optimizer.states.slots[slot.name]
                 if part.numel == 0:
                     continue
                 for key, value in optimizer.states.read(chunk, slot).items():
-                    tensors[f"{slot.name}|{part.low}|{part.high}|{key}"] = value
+                    tensors[f"{label}|{part.low}|{part.high}|{key}"] = value
             elif engine.rank == 0:
                 value = chunk.flat(slot, chunk.host).float().clone()
-                tensors[f"{slot.name}|0|{slot.numel}|master"] = value
-    if engine.rank == 0:
+                tensors[f"{label}|0|{slot.numel}|master"] = value
+    if engine.first:
         for key, value in engine.model.named_buffers():
             tensors[f"{key}|buffer"] = value.detach().cpu().clone().contiguous()
-    path = place / f"rank-{engine.rank}.safetensors"
+    place_of = "" if engine.link is None else f"-{engine.link.rank}"
+    path = place / f"rank-{engine.rank}{place_of}.safetensors"
     save_file(tensors, path)
     entry = {"file": f"{name}/{path.name}", "sha256": _hash(path)}
     entries: list[Any] = [entry]
     if engine.world > 1:
         entries = [None] * engine.world
         dist.all_gather_object(entries, entry, group=engine.group)
-    if engine.rank == 0:
+    if engine.link is not None:
+        lines: list[Any] = [None] * engine.link.size
+        dist.all_gather_object(lines, entries, group=engine.link.group)
+        entries = [e for line in lines for e in line]
+    if engine.first:
         manifest = {
             "schema_version": SCHEMA,
             "fingerprint": engine.plan.fingerprint,
@@ -84,8 +94,9 @@ def save(
             "files": entries,
             "parameters": {
                 s.name: {
-                    "shape": s.size,
-                    "stride": s.stride,
+                    "shape": s.size if s.part is None else s.part.shape,
+                    "stride": s.stride if s.part is None else _dense(s.part.shape),
+                    "parts": None if s.part is None else [s.part.dim, s.part.count, *s.stride],
                     "step": optimizer.states.slots[s.name].step if s.trainable else 0,
                 }
                 for c in engine.chunks
@@ -108,6 +119,8 @@ def save(
                 shutil.rmtree(old)
     if engine.world > 1:
         dist.barrier(group=engine.group)
+    if engine.link is not None:
+        dist.barrier(group=engine.link.group)
 
 
 def load(folder: str | Path, optimizer: ChunkOptimizer) -> dict[str, Any]:
@@ -133,9 +146,7 @@ def load(folder: str | Path, optimizer: ChunkOptimizer) -> dict[str, Any]:
                 continue  # the machine's first rank writes for all
             for slot in chunk.slots:
                 about = manifest["parameters"][slot.name]
-                saved = reader.read(slot.name, slot.numel, "master")
-                value = saved.as_strided(about["shape"], about["stride"])
-                engine.value(chunk, slot).copy_(value)
+                engine.value(chunk, slot).copy_(_mine(reader, slot, about, "master"))
     engine.begin_update()
     for chunk in engine.chunks:
         for slot in chunk.slots:
@@ -145,9 +156,8 @@ def load(folder: str | Path, optimizer: ChunkOptimizer) -> dict[str, Any]:
             part = optimizer.states.slots[slot.name]
             values = {}
             for key in KEYS:
-                saved = reader.read(slot.name, slot.numel, key)
                 arranged = torch.empty_strided(slot.size, slot.stride)
-                arranged.copy_(saved.as_strided(about["shape"], about["stride"]))
+                arranged.copy_(_mine(reader, slot, about, key))
                 values[key] = arranged.as_strided((slot.numel,), (1,))[part.low : part.high]
             if not optimizer.states.low_precision:
                 del values["master"]
@@ -164,6 +174,17 @@ def load(folder: str | Path, optimizer: ChunkOptimizer) -> dict[str, Any]:
     if optimizer.scaler and manifest["loss_scale"]:
         optimizer.scaler.scale = manifest["loss_scale"]
     return dict(manifest["extra"])
+
+
+def _mine(reader: _Reader, slot: Slot, about: dict[str, Any], key: str) -> Tensor:
+    """Return a saved parameter as this rank has it: whole, or its part of a divided one."""
+    saved = reader.read(slot.name, torch.Size(about["shape"]).numel(), key)
+    value = saved.as_strided(about["shape"], about["stride"])
+    return value if slot.part is None else slot.part.cut(value)
+
+
+def _dense(shape: Sequence[int]) -> tuple[int, ...]:
+    return torch.empty(tuple(shape), device="meta").stride()
 
 
 def inspect(folder: str | Path) -> dict[str, Any]:
@@ -215,6 +236,8 @@ def reshard(folder: str | Path, out: str | Path, world: int) -> None:
         save_file(tensors, path)
         entries.append({"file": f"{name}/{path.name}", "sha256": _hash(path)})
     manifest |= {"files": entries, "world": world}
+    for about in manifest["parameters"].values():
+        about["parts"] = None
     write_text(target / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
@@ -258,6 +281,7 @@ class _Reader:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.pieces: dict[tuple[str, str], list[tuple[int, int, Path, str]]] = {}
         self.buffer_keys: dict[str, tuple[Path, str]] = {}
+        self.about = manifest["parameters"]
         for entry in manifest["files"]:
             path = folder / entry["file"]
             try:
@@ -274,9 +298,22 @@ class _Reader:
                     self.pieces.setdefault((parts[0], parts[3]), []).append(piece)
 
     def has(self, name: str, key: str) -> bool:
-        return (name, key) in self.pieces
+        return (name, key) in self.pieces or (f"{name}@0", key) in self.pieces
 
     def read(self, name: str, numel: int, key: str) -> Tensor:
+        about = self.about[name]
+        if not about.get("parts"):
+            return self._read(name, numel, key)
+        dim, count, *stride = about["parts"]
+        shape = list(about["shape"])
+        shape[dim] //= count
+        parts = [
+            self._read(f"{name}@{k}", numel // count, key).as_strided(shape, stride)
+            for k in range(count)
+        ]
+        return torch.cat(parts, dim).flatten()
+
+    def _read(self, name: str, numel: int, key: str) -> Tensor:
         whole, filled = torch.empty(numel), 0
         for low, high, path, label in self.pieces.get((name, key), ()):
             with safe_open(path, "pt") as file:
@@ -300,9 +337,11 @@ def _hash(path: Path) -> str:
 
 
 def _shared(value: str, engine: Any) -> str:
-    if engine.world == 1:
-        return value
     holder = [value]
-    source = dist.get_global_rank(engine.group, 0) if engine.group else 0
-    dist.broadcast_object_list(holder, src=source, group=engine.group)
+    if engine.world > 1:
+        source = dist.get_global_rank(engine.group, 0) if engine.group else 0
+        dist.broadcast_object_list(holder, src=source, group=engine.group)
+    if engine.link is not None:
+        source = dist.get_global_rank(engine.link.group, 0)
+        dist.broadcast_object_list(holder, src=source, group=engine.link.group)
     return str(holder[0])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elixir.planner.result import ChunkPlan
+from elixir.profile.parts import Part
 
 
 class State(Enum):
@@ -44,6 +45,7 @@ class Slot:
     trainable: bool
     expected: int
     nan: Tensor
+    part: Part | None = None
     arrived: int = 0
     has_gradient: bool = False
 
@@ -68,6 +70,8 @@ class Chunk:
     untouched: bool = False
     reducing: Any = None
     reduced: bool = False
+    transit: Tensor | None = None
+    filled: set[str] = field(default_factory=set)
     copies: list[Any] = field(default_factory=list)
     stepping: Any = None
     gradient_offset: int = -1

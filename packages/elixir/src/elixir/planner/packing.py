@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from elixir.planner.result import ChunkPlan
 from elixir.profile.trace import ModelProfile
 
 ALIGNMENT = 64
@@ -12,6 +13,26 @@ ALIGNMENT = 64
 def aligned(size: int) -> int:
     """Round bytes up to a multiple of 64: vector kernels see every tensor as torch allocates it."""
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def share_elements(size: int, itemsize: int, world: int) -> int:
+    """Return the elements of each rank's part of a chunk of ``size`` bytes, padding included."""
+    return aligned(-(-size // itemsize // world) * 4) // 4
+
+
+def transit_elements(chunks: Sequence[ChunkPlan], itemsize: int, world: int) -> int:
+    """Return the elements in which divided gradients gather: the largest two neighbours.
+
+    While one chunk's gradients are reduced, those of the next arrive.
+    """
+    sizes = [
+        share_elements(c.bytes, itemsize, world) * world
+        for c in chunks
+        if c.trainable and c.shard != "replicate"
+    ]
+    if world == 1 or not sizes:
+        return 0
+    return max(a + b for a, b in zip(sizes, [*sizes[1:], 0], strict=True))
 
 
 def module_sets(profile: ModelProfile) -> dict[str, list[int]]:

@@ -15,6 +15,7 @@ from elixir.units import format_bytes, parse_bytes
 SCHEMA = 1
 TIERS = ("host", "device", "disk", "pinned")
 SHARDS = ("replicate", "shard", "expert")
+OPERATORS = ("column", "row")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class Plan:
         What the other tiers hold; of several ranks, one rank's share.
     least_budget
         Fewest bytes of device memory for which a plan exists.
+    operators
+        Linear maps divided over ``tensor_parallel`` ranks: module, ``column`` or ``row``, and
+        whether the divided activation joins there (a column's output is gathered, a row's input
+        cut) instead of staying divided between a column and a row.
     predicted
         Seconds, traffic and stalls of a step from the event simulator.
     """
@@ -108,6 +113,8 @@ class Plan:
     batch: tuple[str, ...] = ()
     batch_bytes: int = 0
     notes: tuple[str, ...] = ()
+    tensor_parallel: int = 1
+    operators: tuple[tuple[str, str, bool], ...] = ()
     schema_version: int = SCHEMA
     again: Callable[..., Plan] | None = field(default=None, compare=False, repr=False)
 
@@ -149,6 +156,17 @@ class Plan:
         ]
         if self.disk_bytes:
             lines.append(f"disk    {format_bytes(self.disk_bytes)}")
+        if self.operators:
+            kinds = {k: [o for o in self.operators if o[1] == k] for k in OPERATORS}
+            lines.append(
+                f"divided over {self.tensor_parallel} ranks: "
+                + ", ".join(
+                    f"{len(found)} {kind} ({sum(whole for *_, whole in found)} "
+                    + ("gather their output)" if kind == "column" else "cut a whole input)")
+                    for kind, found in kinds.items()
+                    if found
+                )
+            )
         lines += [
             "chunks  "
             + ", ".join(
@@ -217,7 +235,9 @@ class Plan:
         tier
             ``host``, ``device``, ``disk`` or ``pinned``.
         shard
-            ``replicate``, ``shard`` or ``expert``.
+            ``replicate``, ``shard`` or ``expert``; or, for names of linear maps, ``column`` or
+            ``row``: each rank of a ``tensor_parallel`` plan makes its part of the outputs, or takes
+            its part of the inputs. The plan is then traced again.
 
         Raises
         ------
@@ -228,8 +248,14 @@ class Plan:
         """
         if tier is not None and tier not in TIERS:
             raise ValueError(f"tier={tier!r}: allowed are {', '.join(TIERS)}")
-        if shard is not None and shard not in SHARDS:
-            raise ValueError(f"shard={shard!r}: allowed are {', '.join(SHARDS)}")
+        if shard is not None and shard not in (*SHARDS, *OPERATORS):
+            raise ValueError(f"shard={shard!r}: allowed are {', '.join((*SHARDS, *OPERATORS))}")
+        if tier is not None and shard in OPERATORS:
+            raise ValueError(f"override: shard={shard!r} names operators; give tier= by itself")
+        if shard in OPERATORS and self.tensor_parallel == 1:
+            raise ValueError(
+                f"override: shard={shard!r} needs a plan made with tensor_parallel= of at least 2"
+            )
         if tier is None and shard is None:
             raise ValueError("override: give tier or shard")
         return self._replan(override=(pattern, tier, shard))
@@ -276,7 +302,8 @@ class Plan:
             data["extras"] = {k: tuple(v) for k, v in data["extras"].items()}
             for key in ("step_seconds", "recompute", "offload", "notes", "batch"):
                 data[key] = tuple(data[key])
-            data["offloads"] = tuple(tuple(row) for row in data["offloads"])
+            for key in ("offloads", "operators"):
+                data[key] = tuple(tuple(row) for row in data.get(key, ()))
             return cls(**data)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path}: not a plan ({error})") from None

@@ -9,13 +9,15 @@ from fnmatch import fnmatchcase
 from elixir.errors import InfeasiblePlanError
 from elixir.planner import packing, paper
 from elixir.planner.placement import knapsack
-from elixir.planner.result import ChunkPlan, Plan
+from elixir.planner.result import OPERATORS, ChunkPlan, Plan
 from elixir.planner.simulate import ChunkCost, Timeline, simulate, step_seconds
 from elixir.profile.hardware import Hardware
+from elixir.profile.operators import Operator, Rule
 from elixir.profile.trace import ModelProfile
 from elixir.units import format_bytes
 
 Override = tuple[str, str | None, str | None]
+Retrace = Callable[[tuple[Rule, ...]], Sequence["Variant"]]
 DISTURBANCE = 0.1
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -42,6 +44,8 @@ class Request:
     activation_margin: float = 1.0
     batch: tuple[str, ...] = ()
     batch_bytes: int = 0
+    tensor_parallel: int = 1
+    rules: tuple[Rule, ...] = ()
 
     @property
     def state_bytes(self) -> int:
@@ -59,6 +63,7 @@ class Variant:
     recompute: tuple[str, ...]
     profile: ModelProfile
     offload: tuple[str, ...] = ()
+    operators: tuple[Operator, ...] = ()
 
     @property
     def offload_room(self) -> int:
@@ -77,8 +82,10 @@ class _Candidate:
     line: Timeline | None = None
 
 
-def search(variants: Sequence[Variant], request: Request) -> Plan:
+def search(variants: Sequence[Variant], request: Request, retrace: Retrace | None = None) -> Plan:
     """Return the plan with the least predicted step time that fits.
+
+    ``retrace`` gives the variants of a model whose operators are divided by rules.
 
     Raises
     ------
@@ -122,7 +129,7 @@ def search(variants: Sequence[Variant], request: Request) -> Plan:
         found = [c for base in best_bases for c in _with_residents(base, request)]
         candidates = sorted([*candidates, *found], key=_cost)
     best = candidates[0]
-    return _finish(best, variants, request, least)
+    return _finish(best, variants, request, least, retrace)
 
 
 def _largest(candidate: _Candidate, cache: int) -> str:
@@ -446,7 +453,13 @@ def _with_residents(base: _Candidate, request: Request) -> list[_Candidate]:
     return found
 
 
-def _finish(best: _Candidate, variants: Sequence[Variant], request: Request, least: int) -> Plan:
+def _finish(
+    best: _Candidate,
+    variants: Sequence[Variant],
+    request: Request,
+    least: int,
+    retrace: Retrace | None,
+) -> Plan:
     profile = best.variant.profile
     chunks, host, disk = _host(best, request)
     best.chunks = chunks
@@ -459,12 +472,16 @@ def _finish(best: _Candidate, variants: Sequence[Variant], request: Request, lea
     )
 
     def again(device_budget: int | None = None, override: Override | None = None) -> Plan:
-        changed = request
+        changed, found = request, variants
         if device_budget is not None:
             changed = replace(changed, device_budget=device_budget)
-        if override is not None:
+        if override is not None and override[2] in OPERATORS:
+            assert retrace is not None
+            changed = replace(changed, rules=(*changed.rules, (override[0], override[2])))
+            found = retrace(changed.rules)
+        elif override is not None:
             changed = replace(changed, overrides=(*changed.overrides, override))
-        return search(variants, changed)
+        return search(found, changed, retrace)
 
     again_typed: Callable[..., Plan] = again
     return Plan(
@@ -515,9 +532,17 @@ def _finish(best: _Candidate, variants: Sequence[Variant], request: Request, lea
         },
         batch=request.batch,
         batch_bytes=request.batch_bytes,
-        notes=tuple(profile.notes),
+        notes=(*profile.notes, *_notes(best)),
+        tensor_parallel=request.tensor_parallel,
+        operators=tuple((o.module, o.kind, o.whole) for o in best.variant.operators),
         again=again_typed,
     )
+
+
+def _notes(best: _Candidate) -> tuple[str, ...]:
+    if not best.variant.operators:
+        return ()
+    return ("the sums between ranks that divided operators need are not in the predicted step",)
 
 
 def _host(best: _Candidate, request: Request) -> tuple[list[ChunkPlan], int, int]:
@@ -531,17 +556,18 @@ def _host(best: _Candidate, request: Request) -> tuple[list[ChunkPlan], int, int
             parameters = parameters * request.machines // request.world
         if chunk.tier == "device" and request.world == 1:
             return parameters, 0
-        gradient = chunk.trainable * itemsize
+        gradient = chunk.trainable * itemsize // divided
         states = chunk.trainable * request.state_bytes // divided
         if chunk.tier == "disk":
             return parameters + gradient, states
         return parameters + gradient + states, 0
 
     chunks = list(best.chunks)
-    activations = sum(size for *_, size in best.variant.profile.offloads)
+    fixed = sum(size for *_, size in best.variant.profile.offloads)
+    fixed += itemsize * packing.transit_elements(chunks, itemsize, request.world)
 
     def held() -> int:
-        return activations + sum(share(c)[0] for c in chunks)
+        return fixed + sum(share(c)[0] for c in chunks)
 
     total = held()
     if request.host_budget is not None and total > request.host_budget:

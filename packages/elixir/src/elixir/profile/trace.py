@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from elixir.profile.parts import whole_shape
+
 
 @dataclass
 class ParameterInfo:
@@ -259,7 +261,7 @@ class _Ledger:
 
 
 @contextmanager
-def _swapped(
+def swapped(
     model: nn.Module, make: Callable[[Tensor], Tensor]
 ) -> Iterator[dict[int, nn.Parameter]]:
     """Replace parameters and buffers by what ``make`` returns, tied ones by one; then restore."""
@@ -393,7 +395,7 @@ def _trace(
     infos = [
         ParameterInfo(
             n,
-            tuple(p.shape),
+            whole_shape(p),
             p.numel(),
             p.requires_grad,
             owners[id(p)][0],
@@ -404,7 +406,7 @@ def _trace(
     rng = torch.random.get_rng_state()
     handles: list[Any] = []
     try:
-        with _swapped(model, make) as replaced:
+        with swapped(model, make) as replaced:
             fakes = [replaced[id(p)] for _, p in named]
             storages = {p.untyped_storage()._cdata: i for i, p in enumerate(fakes)}
             recorder = _Recorder(storages)

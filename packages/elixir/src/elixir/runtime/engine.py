@@ -20,8 +20,10 @@ from elixir.errors import StalePlanError
 from elixir.memory.chunk import Chunk
 from elixir.memory.simulated import place
 from elixir.planner.result import Plan
+from elixir.profile.operators import Operator
 from elixir.profile.trace import find_blocks
 from elixir.runtime import offload, recompute
+from elixir.runtime.divide import Link, uninstall
 from elixir.runtime.gradients import Gradients
 from elixir.runtime.residency import Residency
 from elixir.runtime.saved import SavedWeights
@@ -46,6 +48,8 @@ class Engine(Residency):
         Where optimizer states of tier ``disk`` live.
     process_group
         Ranks that share the training; by default the default group if there is one.
+    link
+        Ranks over which the plan's operators are divided.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Engine(Residency):
         poison: bool = False,
         disk_folder: str | Path | None = None,
         process_group: Any = None,
+        link: Link | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -65,6 +70,7 @@ class Engine(Residency):
             poison=poison,
             disk_folder=disk_folder,
             process_group=process_group,
+            link=link,
         )
         self.in_backward = False
         self.saved = SavedWeights(self)
@@ -317,9 +323,13 @@ class Engine(Residency):
         names = {id(s.parameter): (c, s) for c in self.chunks for s in c.slots}
         for name, p in module.named_parameters(remove_duplicate=False):
             if prefix + name in state and id(p) in names:
-                state[prefix + name] = self.value(*names[id(p)]).clone()
+                state[prefix + name] = self.whole(*names[id(p)]).clone()
 
-    def _before_load(self, module: nn.Module, *_: Any) -> None:
+    def _before_load(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for name, chunk in self.home.items():
+            part = next(s.part for s in chunk.slots if s.name == name)
+            if part is not None and prefix + name in state:
+                state[prefix + name] = part.cut(state[prefix + name])
         self._editing = self.edit()
         self._editing.__enter__()
 
@@ -342,6 +352,10 @@ class Engine(Residency):
         for chunk in self.chunks:
             for slot in chunk.slots:
                 place(slot.parameter, self.value(chunk, slot).clone())
+        if self.link is not None:
+            join = self.link.whole
+            operators = [Operator(*o) for o in self.plan.operators]
+            uninstall(self.model, operators, lambda p, part: join(p.data, part))
         if self.shared is not None:
             self.shared.close()
         del self.model._elixir_engine

@@ -1,4 +1,4 @@
-"""Gradients on their way from autograd to the tier of their chunk, and between ranks."""
+"""Gradients on their way from autograd to the tier of their chunk."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from elixir.memory.chunk import Chunk, Slot
+from elixir.runtime.reduction import Reduction
 
 if TYPE_CHECKING:
     from elixir.runtime.engine import Engine
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 class Gradients:
     """Takes each gradient as it is accumulated; parameters are never overwritten.
 
-    Reductions between ranks are started in one fixed order, last chunk first, whatever order the
-    gradients arrive in; a chunk without gradients takes part with zeros. Ranks that route
-    differently therefore never wait for each other's next operation.
+    Over several ranks a divided chunk's gradients are summed by :class:`Reduction`, and its buffer
+    holds this rank's part alone.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -33,8 +32,7 @@ class Gradients:
         self.through_host = False
         self.direct: Callable[[Chunk, Slot, Tensor], None] | None = None
         self.held: dict[str, Tensor] = {}
-        self.reduced = 0
-        self._next = len(engine.chunks) - 1
+        self.reduction = Reduction(self) if engine.world > 1 else None
         self._complete: set[int] = set()
         self._flight: list[Any] = []
         self._flight_bytes = 0
@@ -44,22 +42,36 @@ class Gradients:
         """Return whether a chunk's gradients stay on the device."""
         return chunk.plan.tier == "device" and self.engine.world == 1 and not self.through_host
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type in which gradients are kept on the host."""
+        return self.accumulate_dtype or self.engine.dtype
+
     def buffer(self, chunk: Chunk) -> Tensor:
-        """Return (making it) the flat gradient of a chunk."""
+        """Return (making it) the flat gradient of a chunk, or this rank's part of it."""
         if chunk.gradient is None:
             engine = self.engine
-            dtype = self.accumulate_dtype or engine.dtype
             if self.on_device(chunk):
                 chunk.gradient = engine.arena.flat(chunk.gradient_offset, chunk.numel, engine.dtype)
             else:
                 pin = engine.device.type == "cuda"
-                chunk.gradient = torch.zeros(chunk.host.numel(), dtype=dtype, pin_memory=pin)
+                n = chunk.shard[1] - chunk.shard[0]
+                chunk.gradient = torch.zeros(n, dtype=self.dtype, pin_memory=pin)
         return chunk.gradient
 
-    def flat(self, chunk: Chunk, slot: Slot) -> Tensor:
-        """Return a parameter's gradient as flat elements, wherever it is."""
+    def own(self, chunk: Chunk, slot: Slot, low: int, high: int) -> Tensor:
+        """Return elements of a parameter's gradient, wherever it is, that this rank holds."""
         held = self.held.get(slot.name)
-        return chunk.flat(slot, self.buffer(chunk)) if held is None else held
+        if held is not None:
+            return held[low:high]
+        begin = slot.offset // chunk.dtype.itemsize - chunk.shard[0]
+        return self.buffer(chunk)[begin + low : begin + high]
+
+    def held_range(self, chunk: Chunk, slot: Slot) -> tuple[int, int]:
+        """Return which elements of a parameter's gradient this rank holds."""
+        begin = slot.offset // chunk.dtype.itemsize
+        low = min(max(chunk.shard[0] - begin, 0), slot.numel)
+        return low, max(min(chunk.shard[1] - begin, slot.numel), low)
 
     def _hold(self, chunk: Chunk, slot: Slot, flat: Tensor) -> None:
         """Keep a gradient on the device, in the bytes that the plan sets aside for it.
@@ -79,6 +91,8 @@ class Gradients:
     def forget(self) -> None:
         """Forget all gradients."""
         self.held.clear()
+        if self.reduction is not None:
+            self.reduction.forget()
         for chunk in self.engine.chunks:
             self.wait(chunk)
             chunk.reduced = False
@@ -114,10 +128,16 @@ class Gradients:
             self._hold(chunk, slot, flat)
             slot.has_gradient = True
             return
-        if chunk.reduced:
-            self._again(chunk)
-        target = chunk.flat(slot, self.buffer(chunk))
-        if slot.has_gradient:
+        if chunk.replicated:
+            if chunk.reduced and self.reduction is not None:
+                self.reduction.again(chunk)
+            target, more = chunk.flat(slot, self.buffer(chunk)), slot.has_gradient
+        else:
+            assert self.reduction is not None
+            target = chunk.flat(slot, self.reduction.open(chunk))
+            more = slot.name in chunk.filled
+            chunk.filled.add(slot.name)
+        if more:
             self.wait(chunk)
             target.add_(flat.to(device=target.device, dtype=target.dtype))
         elif flat.dtype != target.dtype:
@@ -148,96 +168,29 @@ class Gradients:
         if chunk.index in self._complete:
             return
         self._complete.add(chunk.index)
-        if self.engine.world > 1:
-            self._reduce_ready()
+        if self.reduction is not None:
+            self.reduction.arrived(chunk)
         elif self.on_complete is not None and self.synchronize:
             self.on_complete(chunk)
 
-    # -- between ranks -----------------------------------------------------------------------
-
-    def _reduce_ready(self, flush: bool = False) -> None:
-        if not self.synchronize:
-            return
-        chunks = self.engine.chunks
-        while self._next >= 0:
-            chunk = chunks[self._next]
-            if not flush and chunk.plan.trainable and chunk.index not in self._complete:
-                return
-            self._next -= 1
-            if chunk.plan.trainable:
-                self._reduce(chunk)
-
-    def _again(self, chunk: Chunk) -> None:
-        """Before a chunk is reduced a second time: each sum so far stays on one rank only."""
-        self.finish_reduction(chunk)
-        buffer, (low, high) = self.buffer(chunk), chunk.shard
-        if not chunk.replicated:
-            buffer[:low].zero_()
-            buffer[high:].zero_()
-        elif self.engine.rank:
-            buffer.zero_()
-        chunk.reduced = False
-
-    def _reduce(self, chunk: Chunk) -> None:
-        engine = self.engine
-        if chunk.reduced:
-            self._again(chunk)
-        chunk.reduced = True
-        buffer = self.buffer(chunk)
+    def ready(self, chunk: Chunk) -> None:
+        """Return when what this rank holds of a chunk's gradients is complete."""
         self.wait(chunk)
-        for slot in chunk.slots:
-            if slot.trainable and not slot.has_gradient:
-                chunk.flat(slot, buffer).zero_()
-        device = engine.device
-        work = buffer.to(device, non_blocking=True) if device.type == "cuda" else buffer
-        low, high = chunk.shard
-        # gloo's reduce-scatter is an all-reduce of a copy: in place it costs no copy
-        if chunk.replicated or dist.get_backend(engine.group) == "gloo":
-            handle = dist.all_reduce(work, group=engine.group, async_op=True)
-            target = None if work is buffer else buffer
-            chunk.reducing = (handle, work, target)
-        else:
-            part = torch.empty(high - low, dtype=work.dtype, device=work.device)
-            handle = dist.reduce_scatter_tensor(part, work, group=engine.group, async_op=True)
-            chunk.reducing = (handle, part, buffer[low:high])
-        self.reduced += 1
-
-    def finish_reduction(self, chunk: Chunk) -> None:
-        """Wait for a chunk's reduction; the rank's part then lies in its buffer."""
-        if chunk.reducing is None:
-            return
-        handle, result, target = chunk.reducing
-        handle.wait()
-        if target is not None:
-            target.copy_(result)
-        chunk.reducing = None
+        if self.reduction is not None:
+            self.reduction.finish(chunk)
 
     def end_backward(self) -> None:
         """Run at the end of every backward pass."""
-        engine = self.engine
-        for chunk in engine.chunks:
+        for chunk in self.engine.chunks:
             for slot in chunk.slots:
                 slot.arrived = 0
         self._flight.clear()
         self._flight_bytes = 0
-        if engine.world > 1 and self.synchronize:
-            self._reduce_ready(flush=True)
-            self._agree_on_use()
-            self._next = len(engine.chunks) - 1
         self._complete.clear()
+        if self.reduction is not None:
+            self.reduction.end()
         if self.on_end is not None:
             self.on_end()
-
-    def _agree_on_use(self) -> None:
-        """Update a parameter on all ranks if any rank used it."""
-        engine = self.engine
-        slots = [s for c in engine.chunks for s in c.slots]
-        used = torch.tensor(
-            [s.has_gradient for s in slots], dtype=torch.uint8, device=engine.device
-        )
-        dist.all_reduce(used, op=dist.ReduceOp.MAX, group=engine.group)
-        for slot, flag in zip(slots, used.tolist(), strict=True):
-            slot.has_gradient = bool(flag)
 
     def abort_backward(self) -> None:
         """Forget a backward pass that was cut short by an exception, gradients included."""
@@ -248,11 +201,12 @@ class Gradients:
         self._complete.clear()
         self._flight.clear()
         self._flight_bytes = 0
-        self._next = len(self.engine.chunks) - 1
 
     def close(self) -> None:
         """Drop the buffers."""
         self.forget()
+        if self.reduction is not None:
+            self.reduction.close()
         for chunk in self.engine.chunks:
             chunk.gradient = None
 

@@ -184,7 +184,11 @@ class ChunkOptimizer(torch.optim.Optimizer):
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Accumulate gradients without reducing them or stepping in the backward pass."""
+        """Accumulate gradients without stepping in the backward pass.
+
+        Over several ranks only replicated chunks wait to be reduced: of the others each rank has
+        room for its own part, which every pass adds to.
+        """
         gradients = self.engine.gradients
         gradients.synchronize = False
         try:
@@ -199,17 +203,25 @@ class ChunkOptimizer(torch.optim.Optimizer):
             yield
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Return a view of a parameter's gradient, or None where it has none.
+        """Return a parameter's gradient, or None where it has none.
 
-        ``parameter.grad`` itself is None: gradients live in their chunk's tier. Over several ranks
-        only the rank's own part is meaningful.
+        ``parameter.grad`` itself is None: gradients live in their chunk's tier. On one rank this is
+        a view; over several it is a copy of the mean over the ranks, put together from their
+        parts: every rank calls it.
         """
         chunk, slot = self._pairs[id(parameter)]
         if not slot.has_gradient:
             return None
-        self.engine.gradients.wait(chunk)
-        self.engine.gradients.finish_reduction(chunk)
-        flat = self.engine.gradients.flat(chunk, slot)
+        engine = self.engine
+        engine.gradients.ready(chunk)
+        low, high = engine.gradients.held_range(chunk, slot)
+        flat = engine.gradients.own(chunk, slot, low, high)
+        if engine.world > 1:
+            whole = torch.zeros(slot.numel, dtype=flat.dtype, device=engine.device)
+            if not chunk.replicated or not chunk.reduced or engine.rank == 0:
+                whole[low:high] = flat
+            dist.all_reduce(whole, group=engine.group)
+            flat = whole.div_(engine.world)
         return strided(flat, slot.size, slot.stride)
 
     def clip_grad_norm_(self, max_norm: float) -> float:
@@ -240,8 +252,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
         judged = self.scaler or self.max_grad_norm or self._coefficient is not None
         if judged or self.inner is not None:
             for chunk in engine.chunks:
-                gradients.wait(chunk)
-                gradients.finish_reduction(chunk)
+                gradients.ready(chunk)
         for chunk in engine.chunks:
             if chunk.stepping is not None:
                 chunk.stepping.result()
@@ -269,8 +280,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
             engine.begin_update()
             # in the order of the reductions: while one chunk is updated, the next is under way
             for chunk in reversed(engine.chunks):
-                gradients.wait(chunk)
-                gradients.finish_reduction(chunk)
+                gradients.ready(chunk)
                 if chunk.index not in self._stepped:
                     self._update(chunk, scale)
                 engine.updated(chunk)
@@ -329,7 +339,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
                 master = self.masters[id(p)]
                 master.grad = None
                 if slot.has_gradient:
-                    flat = gradients.flat(chunk, slot)
+                    flat = gradients.own(chunk, slot, 0, slot.numel)
                     g = strided(flat, slot.size, slot.stride)
                     g = g if g.dtype == master.dtype else g.to(master.dtype)
                     master.grad = g if scale == 1.0 else g * scale
@@ -351,26 +361,28 @@ class ChunkOptimizer(torch.optim.Optimizer):
         engine = self.engine
         sums, bad = [], False
         for chunk in engine.chunks:
-            engine.gradients.wait(chunk)
-            engine.gradients.finish_reduction(chunk)
+            engine.gradients.ready(chunk)
             whole = chunk.replicated
             for slot in chunk.slots:
                 if not (slot.trainable and slot.has_gradient):
                     continue
-                flat = engine.gradients.flat(chunk, slot)
-                if not whole and self.states is not None:
-                    state = self.states.slots[slot.name]
-                    flat = flat[state.low : state.high]
+                low, high = engine.gradients.held_range(chunk, slot)
+                flat = engine.gradients.own(chunk, slot, low, high)
                 total, wrong = square_sum(flat)
                 share = engine.world if whole else 1
+                if engine.link is not None and slot.part is None:
+                    share *= engine.link.size  # each of them has this sum
                 sums.append(total / share)
                 bad |= wrong
         total = math.nan if bad else math.fsum(sums)
-        if engine.world > 1:
+        if engine.world > 1 or engine.link is not None:
             pair = torch.tensor(
                 [0.0 if bad else total, float(bad)], dtype=torch.float64, device=engine.device
             )
-            dist.all_reduce(pair, group=engine.group)
+            if engine.world > 1:
+                dist.all_reduce(pair, group=engine.group)
+            if engine.link is not None:
+                dist.all_reduce(pair, group=engine.link.group)
             bad = bool(pair[1] > 0)
             total = math.nan if bad else float(pair[0])
         factor = engine.world * (self.scaler.scale if self.scaler else 1.0)
@@ -469,7 +481,7 @@ class ChunkOptimizer(torch.optim.Optimizer):
         if self.inner is not None:
             return self.inner.state_dict()
         assert self.states is not None
-        if self.engine.world > 1:
+        if self.engine.world > 1 or self.engine.link is not None:
             raise ValueError("state_dict: over several ranks use elixir.checkpoint.save")
         self.engine.settle()
         packed = super().state_dict()

@@ -19,9 +19,11 @@ from elixir.memory.shared import SharedHost
 from elixir.memory.simulated import DEVICES, place
 from elixir.optim.adamw import dense
 from elixir.planner.cache import FAR, Cache
-from elixir.planner.packing import aligned
+from elixir.planner.packing import aligned, share_elements
 from elixir.planner.result import Plan
 from elixir.planner.simulate import prefetch_order
+from elixir.profile.parts import part_of, whole_shape
+from elixir.runtime.divide import Link
 
 
 class Residency:
@@ -29,7 +31,7 @@ class Residency:
 
     Parameters
     ----------
-    model, plan, mover, poison, disk_folder, process_group
+    model, plan, mover, poison, disk_folder, process_group, link
         As for :class:`elixir.runtime.engine.Engine`.
     """
 
@@ -42,19 +44,22 @@ class Residency:
         poison: bool = False,
         disk_folder: str | Path | None = None,
         process_group: Any = None,
+        link: Link | None = None,
     ) -> None:
         self.model, self.plan, self.poison = model, plan, poison
         self.disk_folder = disk_folder
         self.device = torch.device(plan.device)
         self.dtype: torch.dtype = getattr(torch, plan.dtype)
-        self.group = process_group
+        self.group, self.link = process_group, link
         distributed = dist.is_available() and dist.is_initialized()
+        if link is not None and process_group is None:
+            distributed = False  # every rank is one of the link's, and none shares its state
         self.world = dist.get_world_size(self.group) if distributed else 1
         self.rank = dist.get_rank(self.group) if distributed else 0
         if self.world > 1 and self.device.type in DEVICES:
             raise ValueError(f"device={plan.device!r}: a simulated device serves one rank only")
         named = list(model.named_parameters(remove_duplicate=True))
-        plan.check_model(_fingerprint(named))
+        plan.check_model(fingerprint(model))
         if any(p.device.type == "meta" for _, p in named):
             raise StalePlanError(
                 "model: has parameters on meta; give them values before initialize"
@@ -94,7 +99,7 @@ class Residency:
     def _hosts(self) -> list[Tensor]:
         """Return the chunks' host memory: divided ones lie in what a machine's ranks share."""
         pin, size = self.device.type == "cuda", self.dtype.itemsize
-        shares = [aligned(-(-c.bytes // size // self.world) * 4) // 4 for c in self.plan.chunks]
+        shares = [share_elements(c.bytes, size, self.world) for c in self.plan.chunks]
         begins, total = [], 0
         for planned, share in zip(self.plan.chunks, shares, strict=True):
             divided = self.world > 1 and planned.shard != "replicate"
@@ -139,6 +144,7 @@ class Residency:
                         p.requires_grad,
                         count,
                         nan.expand(p.numel()).view(p.shape) if p.numel() else nan[:0].view(p.shape),
+                        part_of(p),
                     )
                 )
                 place(p, slots[-1].nan)
@@ -362,6 +368,16 @@ class Residency:
                 n = chunk.numel
                 chunk.host[:n].copy_(self.arena.flat(chunk.offset, n, self.dtype))
 
+    @property
+    def first(self) -> bool:
+        """Whether this rank speaks for all."""
+        return self.rank == 0 and (self.link is None or self.link.rank == 0)
+
+    def whole(self, chunk: Chunk, slot: Slot) -> Tensor:
+        """Return a parameter's value, put together where operators are divided."""
+        mine = self.value(chunk, slot)
+        return mine if self.link is None or slot.part is None else self.link.whole(mine, slot.part)
+
     def value(self, chunk: Chunk, slot: Slot) -> Tensor:
         """Return a view of a parameter's host copy."""
         return strided(chunk.flat(slot, chunk.host), slot.size, slot.stride)
@@ -372,6 +388,8 @@ def strided(flat: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
     return flat.as_strided(size, stride, flat.storage_offset())
 
 
-def _fingerprint(named: Sequence[tuple[str, nn.Parameter]]) -> str:
-    text = ";".join(f"{n}:{tuple(p.shape)}:{p.requires_grad}" for n, p in named)
+def fingerprint(model: nn.Module) -> str:
+    """Return the hash of a model's names and whole shapes that plans and checkpoints carry."""
+    named = model.named_parameters(remove_duplicate=True)
+    text = ";".join(f"{n}:{whole_shape(p)}:{p.requires_grad}" for n, p in named)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -83,9 +83,7 @@ class ChunkStates:
 
     def _make(self, chunk: Chunk, slot: Slot) -> SlotState:
         begin = slot.offset // chunk.dtype.itemsize
-        low = min(max(chunk.shard[0] - begin, 0), slot.numel)
-        high = max(min(chunk.shard[1] - begin, slot.numel), low)
-        state = SlotState(low, high)
+        state = SlotState(*self.engine.gradients.held_range(chunk, slot))
         n = state.numel
         if chunk.plan.tier == "device" and self.engine.world == 1:
             parts = [
@@ -163,8 +161,9 @@ class ChunkStates:
         if n == 0:
             return
         if whole is None:
-            whole = self.engine.gradients.flat(chunk, slot)
-        gradient = whole[state.low : state.high]
+            gradient = self.engine.gradients.own(chunk, slot, state.low, state.high)
+        else:
+            gradient = whole[state.low : state.high]
         self.load(chunk, state)
         assert state.exp_avg is not None
         assert state.exp_avg_sq is not None
