@@ -14,6 +14,7 @@ from elixir.planner.simulate import ChunkCost, Timeline, simulate, step_seconds
 from elixir.profile.hardware import Hardware
 from elixir.profile.operators import Operator, Rule
 from elixir.profile.trace import ModelProfile
+from elixir.runtime.tile import Split
 from elixir.units import format_bytes
 
 Override = tuple[str, str | None, str | None]
@@ -64,6 +65,7 @@ class Variant:
     profile: ModelProfile
     offload: tuple[str, ...] = ()
     operators: tuple[Operator, ...] = ()
+    splits: tuple[Split, ...] = ()
 
     @property
     def offload_room(self) -> int:
@@ -133,13 +135,15 @@ def search(variants: Sequence[Variant], request: Request, retrace: Retrace | Non
 
 
 def _largest(candidate: _Candidate, cache: int) -> str:
-    """Say what the least budget is made of; tensors are not split."""
+    """Say what the least budget is made of."""
     profile = candidate.variant.profile
     info = max(profile.parameters, key=lambda p: p.numel)
+    advice = "" if candidate.variant.splits else " (split='auto' cuts linear maps and embeddings)"
+    largest = format_bytes(info.numel * profile.itemsize)
     return (
         f": activations {format_bytes(profile.activation_bytes)}, gradients on their way "
         f"{format_bytes(candidate.gradient)}, chunk cache {format_bytes(cache)}; the largest "
-        f"tensor, {info.name}, takes {format_bytes(info.numel * profile.itemsize)} and is not split"
+        f"tensor, {info.name}, takes {largest} in one piece{advice}"
     )
 
 
@@ -485,7 +489,7 @@ def _finish(
 
     again_typed: Callable[..., Plan] = again
     return Plan(
-        fingerprint=profile.fingerprint(),
+        fingerprint=profile.fingerprint,
         policy=request.policy,
         device=request.device,
         dtype=request.dtype,
@@ -534,6 +538,7 @@ def _finish(
         batch_bytes=request.batch_bytes,
         notes=(*profile.notes, *_notes(best)),
         tensor_parallel=request.tensor_parallel,
+        splits=tuple((s.modules, s.rows) for s in best.variant.splits),
         operators=tuple((o.module, o.kind, o.whole) for o in best.variant.operators),
         again=again_typed,
     )

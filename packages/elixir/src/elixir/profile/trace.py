@@ -7,7 +7,6 @@ Where an operator depends on data (routing), the same recording runs on real ten
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import flop_registry
 
-from elixir.profile.parts import whole_shape
+from elixir.profile.parts import fingerprint, whole_shape
 
 
 @dataclass
@@ -81,16 +80,12 @@ class ModelProfile:
     fake: bool = True
     notes: list[str] = field(default_factory=list)
     offloads: list[tuple[int, int, int, int]] = field(default_factory=list)
+    fingerprint: str = ""
 
     @property
     def numel(self) -> int:
         """Number of elements of all parameters."""
         return sum(p.numel for p in self.parameters)
-
-    def fingerprint(self) -> str:
-        """Return a hash of names and shapes."""
-        text = ";".join(f"{p.name}:{p.shape}:{p.trainable}" for p in self.parameters)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def unique_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -463,6 +458,7 @@ def _trace(
         itemsize,
         fake,
         offloads=carrier.moves(len(recorder.steps)),
+        fingerprint=fingerprint(model),
     )
 
 
