@@ -19,8 +19,18 @@ def build(source: Path, out: Path, jobs: int) -> float:
     """Build a wheel with the tools that are installed; return the seconds."""
     start = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-        + ["-w", str(out), str(source)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(out),
+            str(source),
+        ],
         check=True,
         env=os.environ | {"CMAKE_BUILD_PARALLEL_LEVEL": str(jobs), "ELIXIR_CUDA": "0"},
     )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from elixir.planner.packings import Request, Variant
 from elixir.planner.result import Plan
-from elixir.planner.search import Request, Variant, search
+from elixir.planner.search import search
 from elixir.profile.hardware import Hardware
 from elixir.profile.operators import Operator, Rule
 from elixir.profile.parts import fingerprint
