@@ -70,12 +70,14 @@ def kills(count):
 
 def routed(steps):
     """Randomly routed experts on 2 and 4 ranks; DDP's weights are checked after ten steps."""
-    code = "import sys, test_distributed as t; t.launch(sys.argv[1], int(sys.argv[2]), '.', 1200)"
+    code = "import sys; from ranks import launch; launch(sys.argv[1], int(sys.argv[2]), '.', 1200)"
     done, seconds = [], []
     for world in (2, 4):
         begin = time.perf_counter()
         child = subprocess.run(
-            [sys.executable, "-c", code, f"moe{steps}", str(world)], cwd=TESTS, check=False
+            [sys.executable, "-c", code, f"test_distributed:moe@{steps}", str(world)],
+            cwd=TESTS,
+            check=False,
         )
         if child.returncode == 0:
             done.append(world)

@@ -37,6 +37,55 @@ def loaded_elements(sizes, steps, capacity):
     return cache.loaded_bytes
 
 
+def least_budgets():
+    """Ask for too little; return the seconds to the error and where the least budget is wrong."""
+    hardware, slowest, wrong, rows = elixir.Hardware(), 0.0, [], []
+    tokens = torch.zeros(1, 1024, dtype=torch.long)
+    short = torch.zeros(2, 64, dtype=torch.long)
+    small = {"dim": 64, "layers": 4, "vocab": 256, "context": 64}
+    large = {"dtype": torch.bfloat16, "recompute": "all"}
+    cases = [
+        ("GPT 0.2M", GPT(**small), short, {}),
+        ("GPT 0.2M, untied", GPT(**small, tied=False), short, {}),
+        ("GPT 0.2M, bfloat16", GPT(**small), short, {"dtype": torch.bfloat16}),
+        ("GPT 0.2M, recomputed", GPT(**small), short, {"recompute": "all"}),
+        ("GPT 0.2M, offloaded", GPT(**small), short, {"offload": "all", "recompute": "none"}),
+        ("GPT 0.2M, tiles", GPT(**small), short, {"split": "16KiB", "recompute": "none"}),
+        ("GPT 0.2M, the paper's plan", GPT(**small), short, {"policy": "paper"}),
+        ("GPT-2 124M", meta_gpt(768, 12, 12), tokens, {}),
+        ("GPT-2 400M", meta_gpt(*GPT2_SHAPES["400M"]), tokens, large),
+        ("GPT-2 10B", meta_gpt(*GPT2_SHAPES["10B"]), tokens, large),
+    ]
+    for name, model, batch, options in cases:
+        made = {"hardware": hardware} | options
+        start = time.perf_counter()
+        try:
+            elixir.plan(model, [batch, batch], device_budget=1, **made)
+            raise RuntimeError(f"{name}: one byte was enough")
+        except elixir.InfeasiblePlanError as error:
+            seconds, least = time.perf_counter() - start, error.least_budget
+        slowest = max(slowest, seconds)
+        plan = elixir.plan(model, [batch, batch], device_budget=least, **made)
+        below = elixir.InfeasiblePlanError
+        try:
+            elixir.plan(model, [batch, batch], device_budget=least * 99 // 100, **made)
+            wrong.append(f"{name}: 1 % less is enough")
+        except below:
+            pass
+        if next(model.parameters()).device.type != "meta":
+            model, optimizer = elixir.initialize(model, plan=plan, lr=1e-3, poison=True)
+            for _ in range(2):
+                loss = model(batch, batch)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            if not loss.isfinite():
+                wrong.append(f"{name}: does not train")
+            optimizer.close()
+        rows.append([name, least, seconds])
+    return slowest, wrong, rows
+
+
 def main() -> None:
     parser = arguments(__doc__)
     options = parser.parse_args()
@@ -108,7 +157,21 @@ def main() -> None:
         ).fun
         equal += abs(sum(values[i] for i in knapsack(values, weights, capacity)) - best) < 1e-6
 
+    slowest, wrong, budgets = least_budgets()
     goals = [
+        goal(
+            "a budget that is too small is refused",
+            "< 2 s",
+            f"{slowest:.2f} s (slowest of {len(budgets)} models, tracing included)",
+            slowest < 2,
+        ),
+        goal(
+            "the least budget that the error names: a plan exists, and none 1 % below",
+            "true to 1 %",
+            f"true for {len(budgets) - len(wrong)} of {len(budgets)} models",
+            not wrong,
+            "; ".join(wrong) or "those of 0.2 M parameters train two steps at it",
+        ),
         goal(
             f"meta model of {count / 1e9:.0f} G parameters planned",
             "<= 60 s, < 4 GiB",
@@ -152,7 +215,12 @@ def main() -> None:
         ],
         "rows": rows,
     }
-    write(options.out, __file__, "The planner", goals, [table])
+    refused = {
+        "title": "Least budgets",
+        "columns": ["model", "bytes", "seconds to the error"],
+        "rows": budgets,
+    }
+    write(options.out, __file__, "The planner", goals, [table, refused])
 
 
 if __name__ == "__main__":

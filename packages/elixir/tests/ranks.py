@@ -13,7 +13,8 @@ CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "elixir"])
 def launch(cases, world, folder, timeout=150, dead=()):
     """Run functions of a test module on ``world`` processes; return what the first printed.
 
-    ``cases`` is ``"module:name,name"``; each ``case_name(rank, world, folder)`` may return a list.
+    ``cases`` is ``"module:name,name"``; each ``case_name(rank, world, folder)`` may return a list;
+    ``name@100`` passes it a number as well.
     Nothing is awaited from the ranks in ``dead``.
     """
     with socket.socket() as s:
@@ -47,8 +48,9 @@ def main(cases, rank, world, port, folder, queue):
         out = []
         module, names = cases.split(":")
         for name in names.split(","):
+            name, _, number = name.partition("@")
             case = getattr(importlib.import_module(module), f"case_{name}")
-            out += case(rank, world, folder) or []
+            out += case(rank, world, folder, *([int(number)] if number else [])) or []
         dist.barrier()
         dist.destroy_process_group()
         queue.put((rank, out))

@@ -137,12 +137,8 @@ def routed(rank, world, steps, check_every):
     optimizer.close()
 
 
-def case_moe(rank, world, folder):
-    routed(rank, world, 40, 10)
-
-
-def case_moe1000(rank, world, folder):
-    routed(rank, world, 1000, 10)
+def case_moe(rank, world, folder, steps=40):
+    routed(rank, world, steps, 10)
 
 
 def trained(world, budget):
@@ -344,4 +340,4 @@ def test_world_1_then_3_then_2_on_resume(tmp_path):
 @pytest.mark.stress
 @pytest.mark.parametrize("world", [2, 4])
 def test_thousand_randomly_routed_steps(tmp_path, world):
-    launch("test_distributed:moe1000", world, tmp_path, timeout=900)
+    launch("test_distributed:moe@1000", world, tmp_path, timeout=900)

@@ -297,6 +297,16 @@ def test_elixir_never_plans_a_slower_step_than_the_paper():
         assert ours.predicted["seconds"] <= theirs.predicted["seconds"]
 
 
+def test_the_papers_least_budget_is_true():
+    """Its chunks depend on the budget; the least budget that the error names holds all the same."""
+    model, batch = gpt(dim=64), gpt_batch()
+    options = {"policy": "paper", "hardware": HARDWARE, "recompute": "none"}
+    least = least_budget(model, batch, policy="paper", recompute="none")
+    elixir.plan(model, batch, device_budget=least, **options)
+    with pytest.raises(elixir.InfeasiblePlanError):
+        elixir.plan(model, batch, device_budget=least * 99 // 100, **options)
+
+
 def test_override_patterns():
     model, batch = gpt(), gpt_batch()
     plan = elixir.plan(model, batch, device_budget="64MiB", hardware=HARDWARE)
@@ -306,8 +316,8 @@ def test_override_patterns():
     assert "device" in tiers.values()
     with pytest.raises(ValueError, match="tier='gpu': allowed are host, device, disk, pinned"):
         plan.override("blocks.*", tier="gpu")
-    with pytest.raises(ValueError, match="shard='column': allowed are"):
-        plan.override("blocks.*", shard="column")
+    with pytest.raises(ValueError, match="shard='columns': allowed are"):
+        plan.override("blocks.*", shard="columns")
     with pytest.raises(ValueError, match="matches no parameter"):
         plan.override("layers.*", tier="host")
 

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from elixir.planner.packings import Request, Variant
 from elixir.planner.result import Plan
-from elixir.planner.search import Request, Variant, search
+from elixir.planner.search import search
 from elixir.profile.hardware import Hardware
 from elixir.profile.operators import Operator, Rule
+from elixir.profile.parts import fingerprint
 from elixir.profile.trace import find_blocks, profile
 from elixir.runtime.divide import Link, divided, install, resolve, share_values, uninstall
+from elixir.runtime.tile import Split, Tiles, find, tiled
 from elixir.units import parse_bytes
 
 
@@ -42,6 +45,7 @@ def plan(
     world: int = 1,
     machines: int = 1,
     tensor_parallel: int = 1,
+    split: int | str | None = None,
 ) -> Plan:
     """Plan one training step so that it fits a device budget.
 
@@ -92,6 +96,10 @@ def plan(
         Number of ranks over which ``override(..., shard="column")`` and ``"row"`` divide linear
         maps, beside the ``world`` ranks that share the training state: the size of the mesh's
         ``"tp"`` dimension.
+    split
+        Cut weights of linear maps and embeddings that take more bytes than this into tiles along
+        their first dimension, chunks of their own; ``"auto"`` means a quarter of the budget.
+        Sums over tiles round in another order, so results are close, not equal to the bit.
 
     Raises
     ------
@@ -128,24 +136,30 @@ def plan(
     else:
         rates = Hardware.load(hardware)
     options: dict[str, Any] = {"loss_fn": loss_fn, "dtype": dtype}
+    bound = budget // 4 if split == "auto" else split and parse_bytes(split, "split")
+    compute = dtype or next(p.dtype for p in model.parameters())
     choices = _choices(find_blocks(model), recompute, offload)
 
     def trace(rules: tuple[Rule, ...]) -> list[Variant]:
         if hasattr(model, "_elixir_engine"):
             raise ValueError("model: is already initialized; plan before that")
         operators = resolve(model, batch, rules, tensor_parallel) if rules else ()
-        with divided(model, operators, tensor_parallel):
+        names = [o.module for o in operators]
+        splits: tuple[Split, ...] = ()
+        if bound:
+            splits = find(model, bound, compute.itemsize, names, tied=world == 1)
+        with divided(model, operators, tensor_parallel), tiled(model, splits):
             return [
                 Variant(
                     recomputed,
                     profile(model, batch, recompute=recomputed, offload=offloaded, **options),
                     offloaded,
                     operators,
+                    splits,
                 )
                 for recomputed, offloaded in choices
             ]
 
-    compute = dtype or next(p.dtype for p in model.parameters())
     request = Request(
         device_budget=budget,
         host_budget=host,
@@ -267,7 +281,6 @@ def initialize(
     """
     from elixir.runtime.engine import Engine
     from elixir.runtime.optimizer import ChunkOptimizer
-    from elixir.runtime.residency import fingerprint
 
     engine_keys = ("mover", "poison", "disk_folder", "process_group", "link")
     mesh = kwargs.pop("mesh", None)
@@ -282,15 +295,18 @@ def initialize(
         )
     engine_options = {k: kwargs.pop(k) for k in engine_keys if k in kwargs}
     operators, link = [Operator(*o) for o in plan.operators], engine_options.get("link")
+    plan.check_model(fingerprint(model))
+    if hasattr(model, "_elixir_engine"):
+        raise ValueError("model: is already initialized")
     if operators and link is not None:
-        plan.check_model(fingerprint(model))
-        if hasattr(model, "_elixir_engine"):
-            raise ValueError("model: is already initialized")
         share_values(model, link)
         install(model, operators, link)
+    tiles = Tiles(model, [Split(*s) for s in plan.splits]) if plan.splits else None
     try:
-        engine = Engine(model, plan, **engine_options)
+        engine = Engine(model, plan, tiles=tiles, **engine_options)
     except BaseException:
+        if tiles is not None:
+            tiles.remove()
         if operators and link is not None:
             uninstall(model, operators, lambda p, part: link.whole(p.data, part))
         raise

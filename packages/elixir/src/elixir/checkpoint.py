@@ -62,15 +62,18 @@ def save(
             if slot.part is None and engine.link is not None and engine.link.rank:
                 continue
             label = slot.name if slot.part is None else f"{slot.name}@{slot.part.index}"
+            first = 0
+            if slot.origin is not None:
+                label, first = slot.origin.name, slot.origin.first
             if slot.trainable:
                 part = optimizer.states.slots[slot.name]
                 if part.numel == 0:
                     continue
                 for key, value in optimizer.states.read(chunk, slot).items():
-                    tensors[f"{label}|{part.low}|{part.high}|{key}"] = value
+                    tensors[f"{label}|{first + part.low}|{first + part.high}|{key}"] = value
             elif engine.rank == 0:
                 value = chunk.flat(slot, chunk.host).float().clone()
-                tensors[f"{label}|0|{slot.numel}|master"] = value
+                tensors[f"{label}|{first}|{first + slot.numel}|master"] = value
     if engine.first:
         for key, value in engine.model.named_buffers():
             tensors[f"{key}|buffer"] = value.detach().cpu().clone().contiguous()
@@ -93,9 +96,9 @@ def save(
             "world": engine.world,
             "files": entries,
             "parameters": {
-                s.name: {
-                    "shape": s.size if s.part is None else s.part.shape,
-                    "stride": s.stride if s.part is None else _dense(s.part.shape),
+                _name(s): {
+                    "shape": _shape(s),
+                    "stride": s.stride if _shape(s) == s.size else _dense(_shape(s)),
                     "parts": None if s.part is None else [s.part.dim, s.part.count, *s.stride],
                     "step": optimizer.states.slots[s.name].step if s.trainable else 0,
                 }
@@ -145,12 +148,12 @@ def load(folder: str | Path, optimizer: ChunkOptimizer) -> dict[str, Any]:
             if not (chunk.replicated or engine.shared is None or engine.shared.leads):
                 continue  # the machine's first rank writes for all
             for slot in chunk.slots:
-                about = manifest["parameters"][slot.name]
+                about = manifest["parameters"][_name(slot)]
                 engine.value(chunk, slot).copy_(_mine(reader, slot, about, "master"))
     engine.begin_update()
     for chunk in engine.chunks:
         for slot in chunk.slots:
-            about = manifest["parameters"][slot.name]
+            about = manifest["parameters"][_name(slot)]
             if not slot.trainable:
                 continue
             part = optimizer.states.slots[slot.name]
@@ -177,10 +180,23 @@ def load(folder: str | Path, optimizer: ChunkOptimizer) -> dict[str, Any]:
 
 
 def _mine(reader: _Reader, slot: Slot, about: dict[str, Any], key: str) -> Tensor:
-    """Return a saved parameter as this rank has it: whole, or its part of a divided one."""
-    saved = reader.read(slot.name, torch.Size(about["shape"]).numel(), key)
+    """Return a saved parameter as this rank has it: whole, its part, or a tile."""
+    saved = reader.read(_name(slot), torch.Size(about["shape"]).numel(), key)
     value = saved.as_strided(about["shape"], about["stride"])
+    if slot.origin is not None:
+        first = slot.origin.first
+        return value.reshape(-1)[first : first + slot.numel].view(slot.size)
     return value if slot.part is None else slot.part.cut(value)
+
+
+def _name(slot: Slot) -> str:
+    return slot.name if slot.origin is None else slot.origin.name
+
+
+def _shape(slot: Slot) -> tuple[int, ...]:
+    """Return the shape of the whole parameter."""
+    whole = slot.part or slot.origin
+    return slot.size if whole is None else whole.shape
 
 
 def _dense(shape: Sequence[int]) -> tuple[int, ...]:

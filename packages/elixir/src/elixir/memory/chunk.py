@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elixir.planner.result import ChunkPlan
-from elixir.profile.parts import Part
+from elixir.profile.parts import Origin, Part
 
 
 class State(Enum):
@@ -46,6 +46,7 @@ class Slot:
     expected: int
     nan: Tensor
     part: Part | None = None
+    origin: Origin | None = None
     arrived: int = 0
     has_gradient: bool = False
 

@@ -6,8 +6,10 @@ Formulas of the authors' code (``search/optimal.py``, ``search/utils.py``, ``sea
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from elixir.planner.belady import belady_loads
 
@@ -56,6 +58,16 @@ def first_fit(sizes: Sequence[int], chunk_size: int) -> list[list[int]]:
     return groups
 
 
+def _starts(sums: Sequence[int], chunk_size: int) -> tuple[int, ...]:
+    """Return the first tensor of every chunk of :func:`first_fit`, from the sums of the sizes."""
+    starts: list[int] = []
+    start, last = 0, len(sums) - 1
+    while start < last:
+        starts.append(start)
+        start = max(bisect_right(sums, sums[start] + chunk_size) - 1, start + 1)
+    return tuple(starts)
+
+
 def candidate_sizes(sizes: Sequence[int], itemsize: int, parameters: int | None = None) -> range:
     """Return the chunk sizes the authors try, in elements.
 
@@ -100,13 +112,16 @@ def search(
     """
     best: PaperPlan | None = None
     tried: dict[tuple[int, tuple[int, ...]], PaperPlan | None] = {}
+    sums = [0, *accumulate(sizes)]
     for size in candidates or candidate_sizes(sizes, itemsize):
-        groups = first_fit(sizes, size)
-        blocks = min(budget // size - (2 if overlap else 0), len(groups))
-        starts = tuple(group[0] for group in groups)
+        room = budget // size - (2 if overlap else 0)
+        if room < 1:
+            continue
+        starts = _starts(sums, size)
+        blocks = min(room, len(starts))
         plan = tried.get((blocks, starts), _MISSING)
         if plan is _MISSING:
-            plan = _simulate(size, blocks, groups, steps)
+            plan = _simulate(size, blocks, first_fit(sizes, size), steps)
             tried[blocks, starts] = plan  # later sizes with this packing only move more
         if isinstance(plan, PaperPlan) and (best is None or plan.objective < best.objective):
             best = plan

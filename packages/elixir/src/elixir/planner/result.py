@@ -72,6 +72,8 @@ class Plan:
         What the other tiers hold; of several ranks, one rank's share.
     least_budget
         Fewest bytes of device memory for which a plan exists.
+    splits
+        Weights in tiles: the modules that use one, and the rows of a tile.
     operators
         Linear maps divided over ``tensor_parallel`` ranks: module, ``column`` or ``row``, and
         whether the divided activation joins there (a column's output is gathered, a row's input
@@ -113,6 +115,7 @@ class Plan:
     batch: tuple[str, ...] = ()
     batch_bytes: int = 0
     notes: tuple[str, ...] = ()
+    splits: tuple[tuple[tuple[str, ...], int], ...] = ()
     tensor_parallel: int = 1
     operators: tuple[tuple[str, str, bool], ...] = ()
     schema_version: int = SCHEMA
@@ -156,6 +159,8 @@ class Plan:
         ]
         if self.disk_bytes:
             lines.append(f"disk    {format_bytes(self.disk_bytes)}")
+        for modules, rows in self.splits:
+            lines.append(f"split   {', '.join(f'{m}.weight' for m in modules)}: {rows} rows a tile")
         if self.operators:
             kinds = {k: [o for o in self.operators if o[1] == k] for k in OPERATORS}
             lines.append(
@@ -300,6 +305,7 @@ class Plan:
             )
             data["steps"] = tuple(tuple(s) for s in data["steps"])
             data["extras"] = {k: tuple(v) for k, v in data["extras"].items()}
+            data["splits"] = tuple((tuple(m), rows) for m, rows in data.get("splits", ()))
             for key in ("step_seconds", "recompute", "offload", "notes", "batch"):
                 data[key] = tuple(data[key])
             for key in ("offloads", "operators"):

@@ -7,68 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 
 from elixir.errors import InfeasiblePlanError
-from elixir.planner import packing, paper
+from elixir.planner import packing
+from elixir.planner.packings import Override, Request, Retrace, Variant, packings, paper_packing
 from elixir.planner.placement import knapsack
 from elixir.planner.result import OPERATORS, ChunkPlan, Plan
 from elixir.planner.simulate import ChunkCost, Timeline, simulate, step_seconds
-from elixir.profile.hardware import Hardware
-from elixir.profile.operators import Operator, Rule
-from elixir.profile.trace import ModelProfile
 from elixir.units import format_bytes
 
-Override = tuple[str, str | None, str | None]
-Retrace = Callable[[tuple[Rule, ...]], Sequence["Variant"]]
 DISTURBANCE = 0.1
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a plan is made for."""
-
-    device_budget: int
-    host_budget: int | None
-    hardware: Hardware
-    policy: str = "elixir"
-    device: str = "cpu"
-    dtype: str = "float32"
-    optimizer: str = "adamw"
-    moments: str = "fp32"
-    prefetch: int = 2
-    step_in_backward: bool = False
-    keep_gradients: bool = True
-    world: int = 1
-    machines: int = 1
-    use_disk: bool = False
-    overrides: tuple[Override, ...] = ()
-    activation_margin: float = 1.0
-    batch: tuple[str, ...] = ()
-    batch_bytes: int = 0
-    tensor_parallel: int = 1
-    rules: tuple[Rule, ...] = ()
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of optimizer states and fp32 master per element."""
-        moments = {"adamw": 8, "sgd": 4}.get(self.optimizer, 8)
-        if self.moments == "8bit":
-            moments = 2
-        return moments + (0 if self.dtype == "float32" else 4)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A choice of recomputed and of offloaded modules, with its trace."""
-
-    recompute: tuple[str, ...]
-    profile: ModelProfile
-    offload: tuple[str, ...] = ()
-    operators: tuple[Operator, ...] = ()
-
-    @property
-    def offload_room(self) -> int:
-        """Bytes of activations that may wait on the device for their copy out."""
-        return 2 * max((size for *_, size in self.profile.offloads), default=0)
 
 
 @dataclass
@@ -94,24 +41,34 @@ def search(variants: Sequence[Variant], request: Request, retrace: Retrace | Non
     """
     candidates: list[_Candidate] = []
     leasts: list[tuple[int, int, _Candidate]] = []
-    for variant in variants:
-        for chunks, names_least in _packings(variant.profile, request):
-            candidate = _prepare(variant, chunks, request)
-            fixed = _fixed(candidate, request)
-            cache = _least_cache(candidate, request)
-            if names_least:
-                leasts.append((fixed + cache, cache, candidate))
-            room = request.device_budget - fixed
-            if room < cache:
-                continue
-            total = sum(c.bytes for c in candidate.chunks if c.tier in ("host", "disk"))
-            candidate.cache = min(room, max(total, cache))
+
+    def consider(variant: Variant, chunks: list[ChunkPlan], names_least: bool) -> None:
+        candidate = _prepare(variant, chunks, request)
+        fixed = _fixed(candidate, request)
+        cache = _least_cache(candidate, request)
+        if names_least:
+            leasts.append((fixed + cache, cache, candidate))
+        room = request.device_budget - fixed
+        if room < cache:
+            return
+        total = sum(c.bytes for c in candidate.chunks if c.tier in ("host", "disk"))
+        candidate.cache = min(room, max(total, cache))
+        candidate.line = _simulate(candidate, request)
+        if not candidate.line.feasible:
+            candidate.cache = cache
             candidate.line = _simulate(candidate, request)
-            if not candidate.line.feasible:
-                candidate.cache = cache
-                candidate.line = _simulate(candidate, request)
-            candidates.append(candidate)
+        candidates.append(candidate)
+
+    for variant in variants:
+        for chunks, names_least in packings(variant.profile, request):
+            consider(variant, chunks, names_least)
+    if candidates and request.policy == "elixir" and not request.overrides:
+        # the paper's own packing competes: a plan is never slower than the paper's
+        for variant in variants:
+            consider(variant, paper_packing(variant.profile, request), False)
     least, cache, smallest = min(leasts, key=lambda entry: entry[0])
+    if request.policy == "paper":
+        least = _paper_least(variants, request, least)
     if not candidates:
         raise InfeasiblePlanError(
             f"device_budget={request.device_budget}: too small by "
@@ -132,14 +89,31 @@ def search(variants: Sequence[Variant], request: Request, retrace: Retrace | Non
     return _finish(best, variants, request, least, retrace)
 
 
+def _paper_least(variants: Sequence[Variant], request: Request, least: int) -> int:
+    """Return the least budget of the paper's plan, whose chunks depend on the budget."""
+    low = least // 2
+    while least - low > least // 256:
+        middle = (low + least) // 2
+        trial = replace(request, device_budget=middle)
+        fits = any(
+            _fixed(candidate, trial) + _least_cache(candidate, trial) <= middle
+            for variant in variants
+            for candidate in [_prepare(variant, paper_packing(variant.profile, trial), trial)]
+        )
+        low, least = (low, middle) if fits else (middle, least)
+    return least
+
+
 def _largest(candidate: _Candidate, cache: int) -> str:
-    """Say what the least budget is made of; tensors are not split."""
+    """Say what the least budget is made of."""
     profile = candidate.variant.profile
     info = max(profile.parameters, key=lambda p: p.numel)
+    advice = "" if candidate.variant.splits else " (split='auto' cuts linear maps and embeddings)"
+    largest = format_bytes(info.numel * profile.itemsize)
     return (
         f": activations {format_bytes(profile.activation_bytes)}, gradients on their way "
         f"{format_bytes(candidate.gradient)}, chunk cache {format_bytes(cache)}; the largest "
-        f"tensor, {info.name}, takes {format_bytes(info.numel * profile.itemsize)} and is not split"
+        f"tensor, {info.name}, takes {largest} in one piece{advice}"
     )
 
 
@@ -149,145 +123,6 @@ def _cost(candidate: _Candidate) -> tuple[float, int, int]:
     # what runs beside compute disturbs it: of nearly equal plans the one that moves less is better
     beside = line.h2d + line.d2h + line.adam + line.disk
     return round(line.seconds + DISTURBANCE * beside, 9), line.loaded_bytes, len(candidate.chunks)
-
-
-def _packings(profile: ModelProfile, request: Request) -> list[tuple[list[ChunkPlan], bool]]:
-    """Return packings, and whether each is the same for every budget (and may name the least)."""
-    sizes = [packing.aligned(p.numel * profile.itemsize) for p in profile.parameters]
-    rules = _rules(profile, request.overrides)
-    members = packing.groups(profile, rules)
-    kinds = [rules.get(group[0]) for group in members]
-    infos = profile.parameters
-    wide = [infos[g[0]].wide and not infos[g[0]].shared for g in members]
-    alone = [
-        infos[g[0]].wide or infos[g[0]].shared or _expert(kind) for g, kind in zip(members, kinds)
-    ]
-    first = [infos[g[0]].first_use < 0 for g in members]
-    labels = [(kind, unused) for kind, unused in zip(kinds, first, strict=True)]
-    if request.policy == "paper":
-        return [
-            (_paper_chunks(profile, members, sizes, alone, wide, request), False),
-            (
-                _paper_chunks(
-                    profile, members, sizes, alone, wide, replace(request, device_budget=1)
-                ),
-                True,
-            ),
-        ]
-    total = sum(sizes)
-    largest = max(sum(sizes[i] for i in g) for g in members)
-    targets, target = [], max(total // 512, 1)
-    while target < max(total // 3, 2):
-        targets.append(target)
-        target *= 2
-    targets = sorted({*targets[:: max(1, len(targets) // 5)], largest})
-    found: list[tuple[list[ChunkPlan], bool]] = []
-    seen = set()
-    for target in targets:
-        lists = packing.pack(members, sizes, target, alone, labels)
-        key = tuple(c[0] for c in lists)
-        if key in seen:
-            continue
-        seen.add(key)
-        found.append(([_chunk(profile, c, sizes, rules, wide, members) for c in lists], True))
-    if not rules:  # the paper's own packing competes: a plan is never slower than the paper's
-        found.append((_paper_chunks(profile, members, sizes, alone, wide, request), False))
-    return found
-
-
-def _expert(kind: object) -> bool:
-    return isinstance(kind, tuple) and kind[1] == "expert"
-
-
-def _rules(
-    profile: ModelProfile, overrides: Sequence[Override]
-) -> dict[int, tuple[str | None, str | None]]:
-    rules: dict[int, tuple[str | None, str | None]] = {}
-    for pattern, tier, shard in overrides:
-        hit = [i for i, p in enumerate(profile.parameters) if fnmatchcase(p.name, pattern)]
-        if not hit:
-            raise ValueError(f"override: pattern {pattern!r} matches no parameter")
-        for i in hit:
-            old = rules.get(i, (None, None))
-            rules[i] = (tier or old[0], shard or old[1])
-    return rules
-
-
-def _chunk(
-    profile: ModelProfile,
-    indices: Sequence[int],
-    sizes: Sequence[int],
-    rules: dict[int, tuple[str | None, str | None]],
-    wide: Sequence[bool],
-    members: Sequence[Sequence[int]],
-    size: int | None = None,
-) -> ChunkPlan:
-    offsets, offset = [], 0
-    for i in indices:
-        offsets.append(offset)
-        offset += sizes[i]
-    infos = [profile.parameters[i] for i in indices]
-    tier, shard = rules.get(indices[0], (None, None))
-    default = "pinned" if infos[0].wide and not infos[0].shared else "host"
-    return ChunkPlan(
-        tuple(p.name for p in infos),
-        tuple(offsets),
-        size or offset,
-        sum(p.numel for p in infos if p.trainable),
-        tier or default,
-        shard or "shard",
-        tuple(p.gradients for p in infos),
-    )
-
-
-def _paper_chunks(
-    profile: ModelProfile,
-    members: list[list[int]],
-    sizes: list[int],
-    alone: Sequence[bool],
-    wide: Sequence[bool],
-    request: Request,
-) -> list[ChunkPlan]:
-    """Equal chunks of the public tensors; every shared or wide tensor keeps a block of its own."""
-    public = [i for g, single in zip(members, alone, strict=True) if not single for i in g]
-    private = [g for g, single in zip(members, alone, strict=True) if single]
-    rank = {i: k for k, i in enumerate(public)}
-    steps = [[rank[i] for i in step if i in rank] for step in profile.steps]
-    elements = [sizes[i] // profile.itemsize for i in public]
-    fixed = sum(sizes[i] for g in private for i in g)
-    gradient = max(p.numel for p in profile.parameters) * profile.itemsize
-    budget = (
-        request.device_budget - profile.activation_bytes - gradient - fixed
-    ) // profile.itemsize
-    chunks = [replace(_chunk(profile, g, sizes, {}, wide, members), tier="pinned") for g in private]
-    if not public:
-        return chunks
-    if sum(elements) * profile.itemsize > 128 * paper.MIB:
-        candidates: Sequence[int] = paper.candidate_sizes(elements, profile.itemsize)
-    else:  # the authors' least chunk is 32 MiB; smaller models keep their ratio of sizes
-        least = max(max(elements), sum(elements) // 64)
-        candidates = range(least, 3 * least + 1, max(least // 64, 1))
-    try:
-        found = paper.search(
-            elements,
-            [s for s in steps if s],
-            max(budget, 1),
-            itemsize=profile.itemsize,
-            overlap=request.prefetch > 0,
-            candidates=candidates,
-        )
-        size, lists = found.chunk_size, [list(g) for g in found.groups]
-    except ValueError:
-        size = min(candidates)
-        lists = paper.first_fit(elements, size)
-    for group in lists:
-        indices = [public[k] for k in group]
-        chunks.append(
-            _chunk(
-                profile, indices, sizes, {}, wide, members, packing.aligned(size * profile.itemsize)
-            )
-        )
-    return chunks
 
 
 def _prepare(variant: Variant, chunks: list[ChunkPlan], request: Request) -> _Candidate:
@@ -485,7 +320,7 @@ def _finish(
 
     again_typed: Callable[..., Plan] = again
     return Plan(
-        fingerprint=profile.fingerprint(),
+        fingerprint=profile.fingerprint,
         policy=request.policy,
         device=request.device,
         dtype=request.dtype,
@@ -534,6 +369,7 @@ def _finish(
         batch_bytes=request.batch_bytes,
         notes=(*profile.notes, *_notes(best)),
         tensor_parallel=request.tensor_parallel,
+        splits=tuple((s.modules, s.rows) for s in best.variant.splits),
         operators=tuple((o.module, o.kind, o.whole) for o in best.variant.operators),
         again=again_typed,
     )

@@ -27,6 +27,7 @@ from elixir.runtime.divide import Link, uninstall
 from elixir.runtime.gradients import Gradients
 from elixir.runtime.residency import Residency
 from elixir.runtime.saved import SavedWeights
+from elixir.runtime.tile import Tiles
 
 queue_callback = torch.autograd.Variable._execution_engine.queue_callback
 
@@ -50,6 +51,8 @@ class Engine(Residency):
         Ranks that share the training; by default the default group if there is one.
     link
         Ranks over which the plan's operators are divided.
+    tiles
+        The model's split weights.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Engine(Residency):
         disk_folder: str | Path | None = None,
         process_group: Any = None,
         link: Link | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -71,6 +75,7 @@ class Engine(Residency):
             disk_folder=disk_folder,
             process_group=process_group,
             link=link,
+            tiles=tiles,
         )
         self.in_backward = False
         self.saved = SavedWeights(self)
@@ -324,8 +329,12 @@ class Engine(Residency):
         for name, p in module.named_parameters(remove_duplicate=False):
             if prefix + name in state and id(p) in names:
                 state[prefix + name] = self.whole(*names[id(p)]).clone()
+        if self.tiles is not None:
+            self.tiles.join_state(state, prefix)
 
     def _before_load(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        if self.tiles is not None:
+            self.tiles.cut_state(state, prefix)
         for name, chunk in self.home.items():
             part = next(s.part for s in chunk.slots if s.name == name)
             if part is not None and prefix + name in state:
@@ -352,6 +361,8 @@ class Engine(Residency):
         for chunk in self.chunks:
             for slot in chunk.slots:
                 place(slot.parameter, self.value(chunk, slot).clone())
+        if self.tiles is not None:
+            self.tiles.remove()
         if self.link is not None:
             join = self.link.whole
             operators = [Operator(*o) for o in self.plan.operators]

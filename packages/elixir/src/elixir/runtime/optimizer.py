@@ -89,6 +89,8 @@ class ChunkOptimizer(torch.optim.Optimizer):
         self._undo_bytes = 0
         if params is None:
             params = [p for p in engine.model.parameters() if p.requires_grad]
+        elif engine.tiles is not None:
+            params = engine.tiles.expand(params)
         defaults = self._defaults(optimizer_cls, options)
         super().__init__(params, defaults)
         for group in self.param_groups:
@@ -209,10 +211,13 @@ class ChunkOptimizer(torch.optim.Optimizer):
         a view; over several it is a copy of the mean over the ranks, put together from their
         parts: every rank calls it.
         """
+        engine = self.engine
+        if engine.tiles is not None and (tiles := engine.tiles.of.get(id(parameter))):
+            found = [g for tile in tiles if (g := self.gradient(tile)) is not None]
+            return torch.cat(found) if found else None
         chunk, slot = self._pairs[id(parameter)]
         if not slot.has_gradient:
             return None
-        engine = self.engine
         engine.gradients.ready(chunk)
         low, high = engine.gradients.held_range(chunk, slot)
         flat = engine.gradients.own(chunk, slot, low, high)

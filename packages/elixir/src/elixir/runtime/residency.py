@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from elixir.planner.cache import FAR, Cache
 from elixir.planner.packing import aligned, share_elements
 from elixir.planner.result import Plan
 from elixir.planner.simulate import prefetch_order
-from elixir.profile.parts import part_of, whole_shape
+from elixir.profile.parts import fingerprint, origin_of, part_of
 from elixir.runtime.divide import Link
+from elixir.runtime.tile import Tiles
 
 
 class Residency:
@@ -31,7 +31,7 @@ class Residency:
 
     Parameters
     ----------
-    model, plan, mover, poison, disk_folder, process_group, link
+    model, plan, mover, poison, disk_folder, process_group, link, tiles
         As for :class:`elixir.runtime.engine.Engine`.
     """
 
@@ -45,12 +45,13 @@ class Residency:
         disk_folder: str | Path | None = None,
         process_group: Any = None,
         link: Link | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         self.model, self.plan, self.poison = model, plan, poison
         self.disk_folder = disk_folder
         self.device = torch.device(plan.device)
         self.dtype: torch.dtype = getattr(torch, plan.dtype)
-        self.group, self.link = process_group, link
+        self.group, self.link, self.tiles = process_group, link, tiles
         distributed = dist.is_available() and dist.is_initialized()
         if link is not None and process_group is None:
             distributed = False  # every rank is one of the link's, and none shares its state
@@ -79,6 +80,8 @@ class Residency:
         self.shared: SharedHost | None = None
         self._exchanges: list[Any] = []
         self._take(dict(named))
+        if tiles is not None:
+            tiles.release()
         for _, buffer in model.named_buffers():
             target = self.dtype if buffer.is_floating_point() else buffer.dtype
             place(buffer, buffer.data.to(self.device, target))
@@ -145,6 +148,7 @@ class Residency:
                         count,
                         nan.expand(p.numel()).view(p.shape) if p.numel() else nan[:0].view(p.shape),
                         part_of(p),
+                        origin_of(p),
                     )
                 )
                 place(p, slots[-1].nan)
@@ -386,10 +390,3 @@ class Residency:
 def strided(flat: Tensor, size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Return a flat tensor's elements under a shape and strides."""
     return flat.as_strided(size, stride, flat.storage_offset())
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return the hash of a model's names and whole shapes that plans and checkpoints carry."""
-    named = model.named_parameters(remove_duplicate=True)
-    text = ";".join(f"{n}:{whole_shape(p)}:{p.requires_grad}" for n, p in named)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
