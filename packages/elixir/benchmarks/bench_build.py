@@ -54,7 +54,7 @@ def main() -> None:
                 file.extractall(place, filter="data")
             seconds.append(build(next(place.iterdir()), place / "wheel", options.jobs))
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        native = [n for n in _names(place / "wheel") if "_native" in n]
+        native = [n for n in _names(place / "wheel") if "_native." in n]
     work = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     goals = [
         goal(
