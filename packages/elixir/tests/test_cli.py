@@ -51,6 +51,9 @@ def test_help_and_version(capsys):
 def test_plan_explain_trace_train_resume_export(capsys, tmp_path, script):
     plan = tmp_path / "plan.json"
     assert cli(capsys, "plan", script, "--device-budget", "1MiB", "--out", plan)[0] == 0
+    code, out, _ = cli(capsys, "plan", script, "--device-budget", "1MiB", "--split", "4KiB")
+    assert code == 0
+    assert "rows a tile" in out
     code, out, _ = cli(capsys, "explain", plan, "--model", script, "--what-if", "1KiB,1MiB,1GiB")
     assert code == 0
     assert "infeasible" in out

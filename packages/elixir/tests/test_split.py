@@ -65,6 +65,26 @@ def test_a_weight_larger_than_the_budget_trains(tied):
     assert model.wte.weight.grad.shape == (VOCAB, 64)
 
 
+@pytest.mark.parametrize(
+    ("options", "run"),
+    [
+        ({"recompute": "all"}, {"step_in_backward": True}),
+        ({"offload": "all"}, {}),
+        ({"disk": True}, {"step_in_backward": True}),
+    ],
+)
+def test_tiles_with_everything_else(options, run):
+    """A tied weight in tiles beside recomputation, offload, disk, accumulation, early updates."""
+    expected = plain_steps(gpt(), batches(4), eps=1e-4, accumulate=2)
+    plan = planned(gpt(), budget="1MiB", **options)
+    assert plan.splits
+    got = elixir_steps(gpt(), batches(4), plan, eps=1e-4, accumulate=2, **run)
+    assert got[0] == pytest.approx(expected[0], rel=1e-6)
+    for key, value in got[1].items():
+        assert torch.allclose(value, expected[1][key], atol=2e-5), key
+    got[2].close()
+
+
 def test_an_embedding_alone_is_exact():
     """Tiles of an embedding look up and update the same rows: equal to the bit."""
 

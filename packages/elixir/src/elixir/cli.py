@@ -151,6 +151,7 @@ def plan(
     device: str = "cpu",
     disk: bool = False,
     world: int = 1,
+    split: str | None = None,
     step_in_backward: bool = False,
     out: Path | None = None,
     as_json: Json = False,
@@ -169,6 +170,9 @@ def plan(
         Repeated blocks whose activations are recomputed, or visit the host.
     hw
         A profile from ``elixir hw``; typical rates are assumed without it.
+    split
+        Cut weights that take more than this, such as 64MiB, into tiles; ``auto``: a quarter of the
+        budget.
     out
         Where to save the plan.
     """
@@ -190,6 +194,7 @@ def plan(
         device=device,
         disk=disk,
         world=world,
+        split=split,
         step_in_backward=step_in_backward,
         loss_fn=loss_fn,
     )

@@ -39,8 +39,8 @@ class ChunkPlan:
     shard
         How ranks divide it: ``shard`` (states and gradients divided, parameters gathered after
         the step),
-        ``replicate`` (every rank updates all of it), ``expert`` (as shard; absent experts cost
-        nothing).
+        ``replicate`` (every rank updates all of it), ``expert`` (as shard, each expert a chunk: one
+        without tokens is not loaded; over several ranks zeros stand for its gradients).
     gradients
         How often each parameter receives a gradient in one backward pass of the trace.
     """
