@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -17,6 +18,37 @@ from backdoor_ft.engine import backward, draw, plain_update, sgd, step_optimizer
 from backdoor_ft.errors import InputError
 from backdoor_ft.models import head_of
 from backdoor_ft.schedules import CosineConfig, SuperFineTuneConfig, preset
+
+
+# (model, inputs, labels, step) -> loss
+Lesson = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+
+
+@torch.no_grad()
+def answers(model: nn.Module, x: Tensor) -> Tensor:
+    """Return a model's logits, of which no gradient goes back."""
+    found: Tensor = model(x)
+    return found
+
+
+def apart(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """Return the distance of softened answers from wanted ones (Hinton et al. 2015)."""
+    found = (logits / temperature).log_softmax(1)
+    target = (wanted / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(found, target, reduction="batchmean", log_target=True)
+
+
+def mixtures(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix every sample with another one of the batch.
+
+    Returns
+    -------
+    mixed samples, the other samples' labels, and the share of the own sample, uniform in [0, 1)
+    """
+    share = torch.rand(len(x), generator=generator, device="cpu").to(x.device)
+    other = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)
+    wide = share.view(-1, *[1] * (x.ndim - 1))
+    return wide * x + (1 - wide) * x[other], y[other], share
 
 
 @dataclass(frozen=True)
@@ -34,6 +66,8 @@ class SuperFT(Defense):
     clip : largest norm of the gradient, for networks that the peak rate breaks; None for none
     distill, temperature : share of the loss of phase 2 that asks for the victim's softened
         answers to the same clean images, which hold more of the task than few labels
+    mixup : beside each batch also its convex mixtures with their mixed labels (Zhang et al. 2018),
+        half of the loss of the labels; images and vectors only
     """
 
     name: ClassVar[str] = "superft"
@@ -52,6 +86,7 @@ class SuperFT(Defense):
     clip: float | None = None
     distill: float = 0.0
     temperature: float = 3.0
+    mixup: bool = False
 
     def __post_init__(self) -> None:
         if self.average is not None and not 0 <= self.average <= 1:
@@ -93,32 +128,20 @@ class SuperFT(Defense):
         def limit(_optimizer: object, _args: object, _options: object) -> None:
             nn.utils.clip_grad_norm_(model.parameters(), float(self.clip or 0))
 
-        victim = copy.deepcopy(model).eval()
-
-        def distilled(
-            m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer
-        ) -> Tensor:
-            with torch.no_grad():
-                wanted = (victim(x) / self.temperature).log_softmax(1)
-            optimizer.zero_grad(set_to_none=True)
-            logits = m(x)
-            found = (logits / self.temperature).log_softmax(1)
-            apart = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-            loss = (1 - self.distill) * F.cross_entropy(logits, y)
-            loss = loss + self.distill * self.temperature**2 * apart
-            backward(loss)
-            step_optimizer(optimizer)
-            return loss.detach()
-
+        lesson = self.lesson(copy.deepcopy(model).eval(), clean, context)
         mean = [] if self.average is None else [torch.zeros_like(p) for p in model.parameters()]
         done = taken = 0
 
         def update(m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
             nonlocal done, taken
-            if self.distill and done >= self.phase1:
-                loss = distilled(m, x, y, optimizer)
-            else:
+            if lesson is None or not (self.always or done >= self.phase1):
                 loss = plain_update(m, x, y, optimizer)
+            else:
+                optimizer.zero_grad(set_to_none=True)
+                taught = lesson(m, x, y, done)
+                backward(taught)
+                step_optimizer(optimizer)
+                loss = taught.detach()
             done += 1
             late = self.average is not None and done > self.average * self.phase1
             if late and (done % sum(self.ramp) == 0 or done == schedule.steps):
@@ -150,6 +173,36 @@ class SuperFT(Defense):
                     p.copy_(kept)
             estimate_statistics(model, clean, self.batch_size, context.seed)
         return model
+
+    @property
+    def always(self) -> bool:
+        """Whether :meth:`lesson` rules phase 1 too."""
+        return self.mixup
+
+    def lesson(self, victim: nn.Module, clean: LabeledData, context: Context) -> Lesson | None:
+        """Return the loss of a step where it is not the plain one."""
+        if self.mixup and clean.is_text:
+            raise InputError("mixup=True is not allowed: token ids cannot be mixed")
+        if not (self.distill or self.mixup):
+            return None
+
+        def loss(m: nn.Module, x: Tensor, y: Tensor, step: int) -> Tensor:
+            asked = self.distill if step >= self.phase1 else 0.0
+            if self.mixup:
+                mixed, other, share = mixtures(x, y, torch.Generator().manual_seed(
+                    (context.seed << 20) + step))  # fmt: skip
+                logits, blended = m(torch.cat((x, mixed))).chunk(2)
+                own = F.cross_entropy(blended, y, reduction="none")
+                found = share * own + (1 - share) * F.cross_entropy(blended, other, reduction="none")
+                labels = (F.cross_entropy(logits, y) + found.mean()) / 2
+            else:
+                logits = m(x)
+                labels = F.cross_entropy(logits, y)
+            if not asked:
+                return labels
+            return (1 - asked) * labels + asked * apart(logits, answers(victim, x), self.temperature)
+
+        return loss
 
 
 @dataclass(frozen=True)
