@@ -32,7 +32,8 @@ from torch.func import functional_call
 
 # Few steps, for what must hold at any length.
 SHORT = {
-    "superft": {"phase1": 4, "phase2": 4, "ramp": (2, 2)}, "ft": {"steps": 6},
+    "superft": {"phase1": 4, "phase2": 4, "ramp": (2, 2)},
+    "unlearn": {"phase1": 4, "phase2": 4, "ramp": (2, 2), "search": 3}, "ft": {"steps": 6},
     "head_only": {"steps": 6}, "bn_recalibration": {"steps": 3}, "scratch": {"steps": 6},
     "ft_sam": {"steps": 4}, "pam": {"steps": 4}, "fst": {"steps": 4}, "d3": {"steps": 4},
     "nad": {"teacher_steps": 3, "steps": 3}, "fine_pruning": {"steps": 3}, "clp": {},
