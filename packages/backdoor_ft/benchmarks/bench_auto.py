@@ -29,12 +29,12 @@ NETWORKS = ("cnn", "cnn-gn", "mlp")
 CLEAN = (400, 150)
 BUDGET = 0.01
 GATE = 0.9
-# The oracle has the plain schedule, the one with clipping, averaging and distillation, and the one
-# that also unlearns patterns: the last two are auto's.
+# The oracle has the plain schedule, the one with clipping, averaging, mixtures and distillation, and
+# the one that also unlearns patterns: the last two are auto's.
 OWN = {"phase2": 240, "average": 0.5, "clip": 1.0, "distill": 0.7}
 GRID = [
     SuperFT(lr_max1=peak, lr_max2=min(0.1, peak / 2), phase1=steps, **kind)
-    for kind, lengths in (({"phase2": 160}, (200, 400)), (OWN, (200,)))
+    for kind, lengths in (({"phase2": 160, "mixup": False}, (200, 400)), (OWN, (200,)))
     for peak, steps in itertools.product((0.1, 0.3, 1.0, 1.5), lengths)
 ] + [Unlearn(lr_max1=peak, lr_max2=min(0.05, peak)) for peak in (0.03, 0.1, 0.3)]
 

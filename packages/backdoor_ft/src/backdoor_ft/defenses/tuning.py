@@ -66,8 +66,8 @@ class SuperFT(Defense):
     clip : largest norm of the gradient, for networks that the peak rate breaks; None for none
     distill, temperature : share of the loss of phase 2 that asks for the victim's softened
         answers to the same clean images, which hold more of the task than few labels
-    mixup : beside each batch also its convex mixtures with their mixed labels (Zhang et al. 2018),
-        half of the loss of the labels; images and vectors only
+    mixup : in phase 1, beside each batch its convex mixtures with their mixed labels (Zhang et al.
+        2018), as half of the loss; not for token ids. False is the paper's loss
     """
 
     name: ClassVar[str] = "superft"
@@ -86,7 +86,7 @@ class SuperFT(Defense):
     clip: float | None = None
     distill: float = 0.0
     temperature: float = 3.0
-    mixup: bool = False
+    mixup: bool = True
 
     def __post_init__(self) -> None:
         if self.average is not None and not 0 <= self.average <= 1:
@@ -99,7 +99,8 @@ class SuperFT(Defense):
     @staticmethod
     def from_preset(name: str) -> SuperFT:
         """Return the defence with a preset of :data:`backdoor_ft.schedules.PRESETS`."""
-        return SuperFT(**{**asdict(preset(name)), "ramp": preset(name).ramp})
+        own = {"ramp": preset(name).ramp, "mixup": name == "mini"}
+        return SuperFT(**{**asdict(preset(name)), **own})
 
     @property
     def schedule(self) -> SuperFineTuneConfig:
@@ -134,7 +135,7 @@ class SuperFT(Defense):
 
         def update(m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
             nonlocal done, taken
-            if lesson is None or not (self.always or done >= self.phase1):
+            if lesson is None or not self.teaches(done):
                 loss = plain_update(m, x, y, optimizer)
             else:
                 optimizer.zero_grad(set_to_none=True)
@@ -174,33 +175,29 @@ class SuperFT(Defense):
             estimate_statistics(model, clean, self.batch_size, context.seed)
         return model
 
-    @property
-    def always(self) -> bool:
-        """Whether :meth:`lesson` rules phase 1 too."""
-        return self.mixup
+    def teaches(self, step: int) -> bool:
+        """Whether a step takes the loss of :meth:`lesson`, not the plain one."""
+        return self.mixup if step < self.phase1 else self.distill > 0
 
     def lesson(self, victim: nn.Module, clean: LabeledData, context: Context) -> Lesson | None:
-        """Return the loss of a step where it is not the plain one."""
-        if self.mixup and clean.is_text:
-            raise InputError("mixup=True is not allowed: token ids cannot be mixed")
-        if not (self.distill or self.mixup):
+        """Return the loss of the steps that have another than the plain one, if there are any."""
+        if clean.is_text and not self.distill:
             return None
 
+        def mixed(m: nn.Module, x: Tensor, y: Tensor, step: int) -> Tensor:
+            draws = torch.Generator().manual_seed((context.seed << 20) + step)
+            both, other, share = mixtures(x, y, draws)
+            logits, blended = m(torch.cat((x, both))).chunk(2)
+            first = share * F.cross_entropy(blended, y, reduction="none")
+            second = (1 - share) * F.cross_entropy(blended, other, reduction="none")
+            return (F.cross_entropy(logits, y) + (first + second).mean()) / 2
+
         def loss(m: nn.Module, x: Tensor, y: Tensor, step: int) -> Tensor:
-            asked = self.distill if step >= self.phase1 else 0.0
-            if self.mixup:
-                mixed, other, share = mixtures(x, y, torch.Generator().manual_seed(
-                    (context.seed << 20) + step))  # fmt: skip
-                logits, blended = m(torch.cat((x, mixed))).chunk(2)
-                own = F.cross_entropy(blended, y, reduction="none")
-                found = share * own + (1 - share) * F.cross_entropy(blended, other, reduction="none")
-                labels = (F.cross_entropy(logits, y) + found.mean()) / 2
-            else:
-                logits = m(x)
-                labels = F.cross_entropy(logits, y)
-            if not asked:
-                return labels
-            return (1 - asked) * labels + asked * apart(logits, answers(victim, x), self.temperature)
+            if step < self.phase1:
+                return F.cross_entropy(m(x), y) if clean.is_text else mixed(m, x, y, step)
+            logits = m(x)
+            taught = apart(logits, answers(victim, x), self.temperature)
+            return (1 - self.distill) * F.cross_entropy(logits, y) + self.distill * taught
 
         return loss
 

@@ -137,9 +137,8 @@ class Unlearn(SuperFT):
     stamped: float = 1.0
     known: Patterns | None = field(default=None, repr=False, compare=False)
 
-    @property
-    def always(self) -> bool:
-        """The lesson rules both phases."""
+    def teaches(self, step: int) -> bool:
+        """All steps take the loss of :meth:`lesson`."""
         return True
 
     def lesson(self, victim: nn.Module, clean: LabeledData, context: Context) -> Lesson:
