@@ -46,8 +46,35 @@ markers =
     stress
     peer
 """
-# mutants that change no result, by their place in the source: reason
-EQUIVALENT: dict[str, str] = {}
+# mutants that change no result: reason; the numbers are mutmut's, of this version of the source
+SAVED = "an array of integers is never pickled"
+LOADED = "None and the default also refuse pickled arrays"
+BOOLEANS = "numpy's default type of booleans asked for None is the same float64"
+EQUIVALENT = {
+    "metrics.x_wilson__mutmut_75": "the upper end is below 1 where not all are hits",
+    "metrics.x_bootstrap__mutmut_5": "the mean of integers is the same floating point number",
+    "metrics.x_bootstrap__mutmut_7": "the mean of integers is the same floating point number",
+    "metrics.x_effectiveness_interval__mutmut_8": BOOLEANS,
+    "metrics.x_effectiveness_interval__mutmut_9": BOOLEANS,
+    "metrics.x_evaluate__mutmut_24": BOOLEANS,
+    "metrics.x_evaluate__mutmut_25": BOOLEANS,
+    "metrics.xǁEvaluationǁplot__mutmut_53": "bars begin at 0, which matplotlib keeps as the limit",
+    "poison.xǁPoisonPlanǁapply___mutmut_26": "clean-label poisons have the target's label already",
+    "poison.xǁPoisonPlanǁapply___mutmut_27": "clean-label poisons have the target's label already",
+    "poison.xǁPoisonPlanǁvictims__mutmut_13": "neither -1 nor -2 is a class",
+    "poison.xǁPoisonPlanǁsave__mutmut_10": SAVED,
+    "poison.xǁPoisonPlanǁsave__mutmut_13": SAVED,
+    "poison.xǁPoisonPlanǁsave__mutmut_14": SAVED,
+    "poison.xǁPoisonPlanǁload__mutmut_10": LOADED,
+    "poison.xǁPoisonPlanǁload__mutmut_12": LOADED,
+    "poison.xǁPoisonPlanǁload__mutmut_19": LOADED,
+    "poison.xǁPoisonPlanǁload__mutmut_21": LOADED,
+    "poison.x_poison__mutmut_41": "two inputs have the shape of one",
+    "poison.x_poison__mutmut_89": "ones of another type are as different from zero",
+    "poison.x_poison__mutmut_91": "ones of another type are as different from zero",
+    "schedules.xǁSuperFineTuneConfigǁlearning_rate__mutmut_13": "both forms are 1 at the peak",
+    "schedules.x_plot_schedule__mutmut_44": "matplotlib's default size is 10 too",
+}
 
 
 def prepare(work: Path, isolation: str) -> None:
@@ -102,7 +129,7 @@ def main() -> None:
         for name, kind in left.items():
             what = change(work, name)
             short = re.sub(r"^backdoor_ft\.", "", name)
-            survivors.append([short, kind, what, EQUIVALENT.get(what, "")])
+            survivors.append([short, kind, what, EQUIVALENT.get(short, "")])
     per_module = []
     for module in MODULES:
         own = {n: k for n, k in status.items() if n.startswith(f"backdoor_ft.{module}.")}

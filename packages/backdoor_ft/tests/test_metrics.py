@@ -111,6 +111,16 @@ def test_score_against_sklearn_confusion_matrix(digits, badnets):
     assert found.robust_accuracy.hits == matrix.trace() - matrix[0, 0]
 
 
+def test_score_of_a_clean_model_against_sklearn(digits, badnets, scratch):
+    _, test = digits
+    found = score(scratch, test, badnets[1])
+    with torch.no_grad():
+        triggered = scratch(badnets[1].trigger.apply(test.inputs)).argmax(1)
+    matrix = confusion_matrix(test.labels, triggered, labels=range(10))
+    assert found.attack_success.hits == matrix[1:, 0].sum()
+    assert found.robust_accuracy.hits == matrix.trace() - matrix[0, 0] > 300
+
+
 def test_clean_model_has_the_base_rate(digits, badnets, scratch):
     _, test = digits
     assert score(scratch, test, badnets[1]).attack_success.value <= 0.05
@@ -196,6 +206,12 @@ def test_wilson_at_the_ends(hits, count, low, high):
         assert found.low == 0.0
     if hits == count:
         assert found.high == 1.0
+
+
+def test_wilson_ends_exactly_at_zero_and_one():
+    """Centre and half width are equal there, but not in floating point."""
+    assert all(wilson(0, count).low == 0.0 for count in range(1, 2000))
+    assert all(wilson(count, count).high == 1.0 for count in range(1, 2000))
 
 
 def test_wilson_confidence_and_refusals():
@@ -309,6 +325,8 @@ def test_plot_shows_the_shares_and_their_intervals():
     assert [t.get_text() for t in axis.get_xticklabels()] == ["ACC", "ASR", "RA"]
     assert list(axis.get_xticks()) == pytest.approx([0.2, 1.2, 2.2])
     assert axis.get_ylim() == (0, 1.05)
+    low = made([0, 0, 0, 1] * 50, [0, 0], [0, 0])
+    assert Evaluation(low, low, 0.5, (0, 1), 0, (0, 0)).plot().axes[0].get_ylim() == (0, 1.05)
     assert [t.get_text() for t in axis.get_legend().get_texts()] == ["before", "after"]
 
 

@@ -184,6 +184,7 @@ def test_labels_the_attacker_wants():
     labels = torch.tensor([0, 3, 2])
     shift = poison(small(), trigger=BadNets(2), label_map="all_to_all")
     assert shift.attacked_label(labels).tolist() == [1, 0, 3]
+    assert shift.attacked_label(torch.tensor([0, 1])).tolist() == [1, 2]
     loose = dataclasses.replace(shift, train=None)
     assert loose.attacked_label(labels).tolist() == [1, 0, 3]
     assert loose.attacked_label(torch.tensor([0, 1])).tolist() == [1, 0]

@@ -71,6 +71,10 @@ def test_phase_change_at_the_foot_of_a_cycle():
     config = SuperFineTuneConfig(0.1, 1, 0.5, phase1=25, phase2=5, ramp=(10, 10)).aligned()
     assert config.phase1 == 40
     assert config.learning_rate(40) == 0.1
+    # inside a cycle the rate jumps with the phase: the first iteration of phase 2 has its peak
+    inside = SuperFineTuneConfig(0.1, 1, 0.5, phase1=7, phase2=5, ramp=(2, 3))
+    assert inside.learning_rate(6) == pytest.approx(0.1 + 0.9 / 2)
+    assert inside.learning_rate(7) == 0.5
 
 
 def test_presets_and_their_doses():
