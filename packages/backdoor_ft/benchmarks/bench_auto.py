@@ -1,7 +1,8 @@
 """`auto`, which sees no trigger, against the best fixed setting chosen by looking at the ASR.
 
 A cell is an attack, a network, a number of clean images and a seed. The clean images are others
-than the victim's training set; ACC and ASR are measured on a third set.
+than the victim's training set; ACC and ASR are measured on a third set. A store keeps the cells, so
+that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -89,13 +90,13 @@ def measure(
     return cell | {"best_asr": best[0], "best_acc": best[1], "best": best[2], "grid": tried}
 
 
-def measured(store: Path, seeds: range) -> tuple[list, list, int, int]:
+def measured(store: Path, seeds: dict[str, range]) -> tuple[list, list, int, int]:
     """Return the attacked cells, the clean models, and the counts over budget and too weak."""
     rows, harmless, broken, weak = [], [], 0, 0
-    for seed in seeds:
+    for network, seed in ((n, s) for n, own in seeds.items() for s in own):
         everything, test = digits(seed, 1300)
         own, spare = everything.split(900, seed)
-        for network, count, name in itertools.product(NETWORKS, CLEAN, (*ATTACKS, "none")):
+        for count, name in itertools.product(CLEAN, (*ATTACKS, "none")):
             place = store / f"{seed}-{network}-{count}-{name}.json"
             if place.exists():
                 cell = json.loads(place.read_text())
@@ -125,14 +126,18 @@ def measured(store: Path, seeds: range) -> tuple[list, list, int, int]:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--seeds", type=int, default=1)
+    options.add_argument("--seeds", type=int, default=2, help="for the convolutional networks")
+    options.add_argument("--mlp-seeds", type=int, default=8)
     options.add_argument("--first", type=int, default=200, help="first seed")
+    options.add_argument("--networks", nargs="+", default=NETWORKS, help="to fill a part of a store")
     options.add_argument("--store", type=Path, help="folder of the cells; a temporary one without")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as temporary:
         store = make_folder(arguments.store or Path(temporary))
-        seeds = range(arguments.first, arguments.first + arguments.seeds)
+        count = {n: arguments.mlp_seeds if n == "mlp" else arguments.seeds for n in NETWORKS}
+        first = arguments.first
+        seeds = {n: range(first, first + count[n]) for n in arguments.networks}
         rows, harmless, broken, weak = measured(store, seeds)
     close = [r for r in rows if r[6] <= r[8] + 0.02 and r[7] >= r[9] - 0.005]
     close_asr = [r for r in rows if r[6] <= r[8] + 0.02]

@@ -17,7 +17,7 @@ ATTACKS = ("badnets", "blended", "sig")
 REPAIRS = {
     "FT": FT(),
     "SFT": SuperFT(),
-    "SFT without mixup": SuperFT(mixup=False),
+    "SFT without mixup": SuperFT(phase2=120, mixup=False),
     "unlearn": Unlearn(),
     "scratch": Scratch(batch_size=64),
 }

@@ -22,7 +22,7 @@ SHIFT = Augment(pad=1)
 REPAIRS = {
     "FT": FT(batch_size=64),
     "SFT": SuperFT(),
-    "SFT without mixup": SuperFT(mixup=False),
+    "SFT without mixup": SuperFT(phase2=120, mixup=False),
     "SFT shifted": SuperFT(augment=SHIFT),
     "unlearn": Unlearn(lr_max1=0.01, lr_max2=0.01),
     "FST": FST(batch_size=64),

@@ -114,7 +114,7 @@ def test_defaults_of_the_scheduler_are_those_of_the_configuration():
     assert SuperFineTuneLR(sgd()).config == SuperFineTuneConfig(phase2=1)
     config = SuperFineTuneConfig()
     assert (config.lr_base, config.lr_max1, config.lr_max2) == (3e-4, 1.5, 0.1)
-    assert (config.phase1, config.phase2, config.ramp) == (240, 120, (10, 10))
+    assert (config.phase1, config.phase2, config.ramp) == (240, 60, (10, 10))
 
 
 def test_scheduler_goes_on_from_an_iteration():
