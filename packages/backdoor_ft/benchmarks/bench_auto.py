@@ -26,12 +26,13 @@ from common import goal, parser, write
 # poison ratio: what implants on eight by eight pixels; WaNet and BPP stay below the gate there
 ATTACKS = {"badnets": 0.1, "blended": 0.1, "sig": 0.1, "lf": 0.2, "ssba_like": 0.2,
            "input_aware": 0.2}  # fmt: skip
-NETWORKS = ("cnn", "cnn-gn", "mlp")
+# network: seeds; a cell of the last takes a tenth of the time
+SEEDS = {"cnn": 2, "cnn-gn": 2, "mlp": 8}
 CLEAN = (400, 150)
 BUDGET = 0.01
 GATE = 0.9
-# The oracle has the plain schedule, the one with clipping, averaging, mixtures and distillation, and
-# the one that also unlearns patterns: the last two are auto's.
+# The oracle has the plain schedule, the one with clipping, averaging, mixtures and distillation,
+# and the one that also unlearns patterns: the last two are auto's.
 OWN = {"phase2": 240, "average": 0.5, "clip": 1.0, "distill": 0.7}
 GRID = [
     SuperFT(lr_max1=peak, lr_max2=min(0.1, peak / 2), phase1=steps, **kind)
@@ -126,18 +127,17 @@ def measured(store: Path, seeds: dict[str, range]) -> tuple[list, list, int, int
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--seeds", type=int, default=2, help="for the convolutional networks")
-    options.add_argument("--mlp-seeds", type=int, default=8)
+    for network, count in SEEDS.items():
+        options.add_argument(f"--{network}", type=int, default=count, help="seeds of this network")
     options.add_argument("--first", type=int, default=200, help="first seed")
-    options.add_argument("--networks", nargs="+", default=NETWORKS, help="to fill a part of a store")
     options.add_argument("--store", type=Path, help="folder of the cells; a temporary one without")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as temporary:
         store = make_folder(arguments.store or Path(temporary))
-        count = {n: arguments.mlp_seeds if n == "mlp" else arguments.seeds for n in NETWORKS}
         first = arguments.first
-        seeds = {n: range(first, first + count[n]) for n in arguments.networks}
+        asked = {n: getattr(arguments, n.replace("-", "_")) for n in SEEDS}
+        seeds = {n: range(first, first + count) for n, count in asked.items()}
         rows, harmless, broken, weak = measured(store, seeds)
     close = [r for r in rows if r[6] <= r[8] + 0.02 and r[7] >= r[9] - 0.005]
     close_asr = [r for r in rows if r[6] <= r[8] + 0.02]

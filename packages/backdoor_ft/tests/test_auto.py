@@ -85,7 +85,9 @@ def test_smallest_patterns_against_the_closed_form():
     alike = torch.cosine_similarity(found.patterns[1].flatten(), wanted, dim=0)
     assert float(alike) > 0.9
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before))
-    assert torch.equal(universal_patterns(net, data, steps=600, lr=0.005, seed=1).norms, found.norms)
+    assert torch.equal(
+        universal_patterns(net, data, steps=600, lr=0.005, seed=1).norms, found.norms
+    )
     with pytest.raises(InputError, match="token ids"):
         universal_patterns(net, bft.data.toy_text(20))
 
@@ -166,8 +168,14 @@ def test_budget(digits, badnets):
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_acc_drop": -0.1}, {"max_acc_drop": 2}, {"method": "none"}, {"method": "clp"},
-     {"method": "auto", "peak": 1}, {"method": "auto", "max_acc_drop": 2}],
+    [
+        {"max_acc_drop": -0.1},
+        {"max_acc_drop": 2},
+        {"method": "none"},
+        {"method": "clp"},
+        {"method": "auto", "peak": 1},
+        {"method": "auto", "max_acc_drop": 2},
+    ],
 )
 def test_bad_arguments(digits, options):
     model = models.build("mlp", 1, 10, 8)

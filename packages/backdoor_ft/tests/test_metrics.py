@@ -61,7 +61,7 @@ class NearestMean(nn.Module):
 
 @pytest.fixture(scope="module")
 def badnets(digits):
-    """A model with a backdoor by construction: nothing is trained here."""
+    """Return a model with a backdoor by construction: nothing is trained here."""
     plan = bft.poison(digits[0], trigger=bft.triggers.BadNets(2, pattern="checker"), seed=0)
     return NearestMean(digits[0], plan.trigger), plan
 
@@ -153,17 +153,19 @@ def test_evaluation_notes_overlap_and_plots(digits, badnets, repaired):
 def test_gate(digits, badnets, scratch):
     victim, plan = badnets
     assert implanted(victim, digits[1], plan) >= 0.9
-    with pytest.raises(InputError, match="badnets reached ASR 0.*below the gate of 0.9: poison more"):
+    with pytest.raises(
+        InputError, match=r"badnets reached ASR 0.*below the gate of 0.9: poison more"
+    ):
         implanted(scratch, digits[1], plan)
     half = attack_success(NearestMean(digits[0], plan.trigger, deaf=99), digits[1], plan)
     assert 0 < half < 0.9
     deaf = NearestMean(digits[0], plan.trigger, deaf=99)
     assert implanted(deaf, digits[1], plan, gate=half) == half
-    with pytest.raises(InputError, match="gate of 0.9"):
+    with pytest.raises(InputError, match=r"gate of 0.9"):
         implanted(deaf, digits[1], plan)
     point9 = LabeledData(torch.zeros(10, 1, 8, 8), torch.arange(10), 10)
     plan9 = bft.poison(point9, trigger=plan.trigger, target=0, ratio=0.2)
-    with pytest.raises(InputError, match="gate of 0.9"):
+    with pytest.raises(InputError, match=r"gate of 0.9"):
         implanted(NearestMean(digits[0], plan.trigger, deaf=1), point9, plan9)
 
 
@@ -220,7 +222,7 @@ def test_wilson_confidence_and_refusals():
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert str(wilson(5, 100)) == "0.050 [0.022, 0.112]"
     for hits, count in ((0, 0), (-1, 5), (6, 5)):
-        with pytest.raises(InputError, match=f"hits={hits} of count={count} is not allowed"):
+        with pytest.raises(InputError, match=rf"hits={hits} of count={count} is not allowed"):
             wilson(hits, count)
 
 
@@ -286,9 +288,7 @@ def test_accuracy_change_has_its_sign_and_pairs(digits, badnets, scratch):
     change = worse.after.hits.astype(float) - worse.before.hits.astype(float)
     assert worse.accuracy_interval == bootstrap(change)
     ratings = [
-        s.value
-        for one in (worse.before, worse.after)
-        for s in (one.accuracy, one.attack_success)
+        s.value for one in (worse.before, worse.after) for s in (one.accuracy, one.attack_success)
     ]
     assert worse.der == defense_effectiveness(*ratings)
     assert worse.der_interval == effectiveness_interval(worse.before, worse.after)

@@ -197,7 +197,7 @@ def test_labels_the_attacker_wants():
 def test_plan_for_another_set():
     plan = poison(small(20), trigger=BadNets(2), ratio=0.25)
     last = int(plan.index.max())
-    with pytest.raises(InputError, match=f"^train has {last} samples, the plan names {last}$"):
+    with pytest.raises(InputError, match=rf"^train has {last} samples, the plan names {last}$"):
         plan.apply(small(20).subset(torch.arange(last)))
     plan.apply(small(20).subset(torch.arange(last + 1)))
     empty = dataclasses.replace(plan, index=torch.zeros(0, dtype=torch.int64))
@@ -209,7 +209,7 @@ def test_victims_of_a_source_class_without_one():
                   ratio=0.1)  # fmt: skip
     assert bool((plan.victims(small()).labels == 0).all())
     none = dataclasses.replace(plan, source=None)
-    with pytest.raises(InputError, match="^test holds only the target class 1: other classes are"):
+    with pytest.raises(InputError, match=r"^test holds only the target class 1: other classes are"):
         none.victims(small())
 
 
@@ -252,14 +252,17 @@ def test_pickled_indices_are_refused(part, tmp_path):
 
 
 def test_missing_plan(tmp_path):
-    with pytest.raises(InputError, match=f"plan='{tmp_path}/none' cannot be read as a poison"):
+    with pytest.raises(InputError, match=rf"plan='{tmp_path}/none' cannot be read as a poison"):
         PoisonPlan.load(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"label_map": "some"}, "label_map='some' is not allowed: all_to_one, all_to_all, source_s"),
+        (
+            {"label_map": "some"},
+            "label_map='some' is not allowed: all_to_one, all_to_all, source_s",
+        ),
         ({"target": 4}, r"target=4 is not allowed: 0 \.\.\. 3$"),
         ({"target": -1}, r"target=-1 is not allowed: 0 \.\.\. 3$"),
         ({"ratio": 0.0}, r"ratio=0.0, cover_ratio=0.0 are not allowed: shares below 1, ratio > 0$"),
@@ -267,19 +270,25 @@ def test_missing_plan(tmp_path):
         ({"ratio": 1.5}, "ratio=1.5, cover_ratio=0.0 are not allowed"),
         ({"cover_ratio": -0.1}, "ratio=0.1, cover_ratio=-0.1 are not allowed"),
         ({"cover_ratio": 1.0}, "ratio=0.1, cover_ratio=1.0 are not allowed"),
-        ({"label_map": "source_specific"}, "source=None is not allowed: a class other than target=0"),
+        (
+            {"label_map": "source_specific"},
+            "source=None is not allowed: a class other than target=0",
+        ),
         ({"label_map": "source_specific", "source": 0}, "source=0 is not allowed: a class other"),
         ({"ratio": 0.01}, r"ratio=0.01 gives 0 poisons of 20 samples: at least 0.05$"),
-        ({"ratio": 0.8}, "ratio=0.8 asks for 16 poisons, all_to_one has 15 candidates: lower the ra"),
+        (
+            {"ratio": 0.8},
+            "ratio=0.8 asks for 16 poisons, all_to_one has 15 candidates: lower the ra",
+        ),
     ],
 )
 def test_refusals_name_argument_value_and_what_is_allowed(options, line):
-    with pytest.raises(InputError, match="^" + line):
+    with pytest.raises(InputError, match=f"^{line}"):
         poison(small(), **{"trigger": BadNets(2), **options})
 
 
 def test_bounds_that_are_allowed():
     assert len(poison(small(), trigger=BadNets(2), ratio=0.75).index) == 15
     assert poison(small(), trigger=BadNets(2), target=3).target == 3
-    with pytest.raises(InputError, match="larger|leaves|image"):
+    with pytest.raises(InputError, match=r"larger|leaves|image"):
         poison(small(), trigger=BadNets(9))

@@ -1,4 +1,4 @@
-"""Repair without knowing the trigger: range test, decoys, displacement, guard, rollback."""
+"""Repair without knowing the trigger: patterns, range test, decoys, guard, rollback."""
 
 from __future__ import annotations
 
@@ -170,13 +170,14 @@ def auto(
 ) -> RepairResult:
     """Super-fine-tune a model whose trigger nobody knows.
 
-    1. A range test on the clean data bounds the peak rate.
-    2. The smallest universal pattern of every class is searched. Where no class stands out the
+    1. The smallest universal pattern of every class is searched. Where no class stands out the
        model is returned as it is: there is nothing to repair that this can see.
+    2. A range test on the clean data bounds the peak rate.
     3. Decoy backdoors are planted into copies; the weakest setting that erases them is chosen.
-    4. The model itself is tuned, from the next stronger setting on. A result is kept where accuracy on held-out
-       clean data stays within the budget and no class stands out any more; of those within the
-       budget the one with the least remainder is taken, and the victim is returned if all fail.
+    4. The model itself is tuned, from the next stronger setting on. A result is kept where
+       accuracy on held-out clean data stays within the budget and no class stands out any more;
+       of those within the budget the one with the least remainder is taken, and the victim is
+       returned if all fail.
 
     Without the screen (token ids, or ``screen=False``) the chosen setting runs 1.5 times as long,
     the strongest first, and the first result within the budget is kept. The decoys' ASR in the
@@ -235,7 +236,11 @@ def auto(
     if not decoys:
         first = "weakest" if screen else "strongest"
         notes.append(f"no decoy could be planted: the {first} setting is tried first")
-    chosen = 0 if screen and not decoys else _weakest(ladder, decoys, model, data, held, seed, notes, lambda: left(1 / 2))
+    chosen = (
+        0
+        if screen and not decoys
+        else _weakest(ladder, decoys, model, data, held, seed, notes, lambda: left(1 / 2))
+    )
     if screen and chosen + 1 < len(ladder) and isinstance(ladder[chosen + 1], Unlearn):
         chosen += 1  # a margin, as the decoys are not the attacker's
     # what erased the decoys and all that is stronger, then weaker ones; with a screen the weakest
@@ -245,7 +250,9 @@ def auto(
     if screen:
         order = [(level, seed) for level in strong] + weak
     else:
-        order = [(level, seed + 1000 * again) for again in range(2) for level in strong[::-1]] + weak
+        order = [
+            (level, seed + 1000 * again) for again in range(2) for level in strong[::-1]
+        ] + weak
     best: tuple[float, SuperFT, RepairResult] | None = None
     for level, draws in order:
         setting = ladder[level]

@@ -329,9 +329,7 @@ def _load_optimizer(
 
 
 def _foreign(path: Path | None) -> InputError:
-    return InputError(
-        f"checkpoint={str(path)!r} is not of this training: remove it to begin again"
-    )
+    return InputError(f"checkpoint={str(path)!r} is not of this training: remove it to begin again")
 
 
 def train(

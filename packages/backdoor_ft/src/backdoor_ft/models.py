@@ -221,7 +221,8 @@ def build(spec: str, channels: int, num_classes: int, size: int, seed: int = 0) 
     Parameters
     ----------
     spec : cnn, cnn-gn, mlp, vit, convnext, resnet8, preactresnet18, text, ``timm:NAME``,
-        ``hf:NAME``, or ``package.module:factory``, a callable that is called with (channels, num_classes)
+        ``hf:NAME``, or
+        ``package.module:factory``, a callable that is called with (channels, num_classes)
     channels, num_classes, size : of the task; size is the edge of the images or the text's length
     seed : of the weights
 

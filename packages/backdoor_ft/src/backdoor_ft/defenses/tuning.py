@@ -19,7 +19,6 @@ from backdoor_ft.errors import InputError
 from backdoor_ft.models import head_of
 from backdoor_ft.schedules import CosineConfig, SuperFineTuneConfig, preset
 
-
 # (model, inputs, labels, step) -> loss
 Lesson = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 
