@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import time
 
@@ -43,7 +44,8 @@ def test_auto_without_the_screen(digits, badnets, halves, monkeypatch):
     assert len(strengths(10)) == 5
     assert len(strengths(10, True)) == 5
     assert [s.name for s in strengths(0.05, True)] == ["unlearn", "superft"]
-    monkeypatch.setattr("backdoor_ft.auto.strengths", lambda *_: strengths(10)[3:4])
+    short = dataclasses.replace(strengths(10)[3], phase1=120, phase2=120)
+    monkeypatch.setattr("backdoor_ft.auto.strengths", lambda *_: [short])
     monkeypatch.setattr("backdoor_ft.auto.decoy_triggers", lambda *a: decoy_triggers(*a)[1:2])
     val, test = halves
     clean, _ = digits[0].split(600, 0)

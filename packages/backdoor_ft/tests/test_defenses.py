@@ -25,6 +25,7 @@ from backdoor_ft.defenses.base import Context
 from backdoor_ft.defenses.distillation import attention
 from backdoor_ft.defenses.pruning import channel_lipschitz, norm_after
 from backdoor_ft.defenses.sharpness import adaptive_ascent
+from backdoor_ft.defenses.tuning import mixtures
 from backdoor_ft.detect import activation_clusters, anomaly_index, spectral_scores
 from backdoor_ft.metrics import accuracy, attack_success
 from torch import nn
@@ -395,6 +396,30 @@ def test_distillation_asks_for_the_victims_answers(digits, badnets):
     assert accuracy(only.repair(victim, wrong).model, digits[1]) < 0.9
 
 
+def test_mixtures_against_their_formula():
+    x, y = torch.rand(6, 2, 3, 3), torch.arange(6)
+    mixed, other, share = mixtures(x, y, torch.Generator().manual_seed(3))
+    assert ((share >= 0) & (share < 1)).all()
+    for k in range(6):
+        wanted = share[k] * x[k] + (1 - share[k]) * x[other[k]]
+        assert torch.allclose(mixed[k], wanted)
+    assert sorted(other.tolist()) == list(range(6))
+
+
+def test_presets_of_others_are_not_mixed_and_words_cannot_be():
+    assert SuperFT().mixup
+    assert SuperFT.from_preset("mini") == SuperFT()
+    assert not SuperFT.from_preset("paper").mixup
+    assert not SuperFT.from_preset("toolbox").mixup
+    clean = bft.data.toy_text(40)
+    model = models.build("text", 1, 4, 16)
+    one, two = (
+        SuperFT(phase1=4, phase2=4, ramp=(2, 2), lr_max1=0.1, mixup=m).repair(model, clean).model
+        for m in (True, False)
+    )
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters()))
+
+
 @pytest.mark.parametrize("option", [{"average": 2.0}, {"clip": 0.0}, {"distill": 1.5}])
 def test_options_of_super_fine_tuning_are_checked(option):
     with pytest.raises(InputError, match=next(iter(option))):
@@ -405,7 +430,14 @@ def test_scheduler_and_defence_agree(digits):
     """The defence equals a loop that a user writes with SuperFineTuneLR."""
     model = models.build("cnn-gn", 1, 10, 8, seed=1)
     defense = SuperFT(
-        phase1=8, phase2=4, ramp=(2, 2), batch_size=32, lr_max1=0.1, lr_max2=0.05, average=None
+        phase1=8,
+        phase2=4,
+        ramp=(2, 2),
+        batch_size=32,
+        lr_max1=0.1,
+        lr_max2=0.05,
+        average=None,
+        mixup=False,
     )
     found = defense.repair(model, digits[0], seed=4)
     own = copy.deepcopy(model).train()
