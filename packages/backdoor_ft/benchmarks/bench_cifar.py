@@ -15,7 +15,8 @@ from backdoor_ft.bench import Matrix, run_matrix
 from common import goal, parser, write
 
 ATTACKS = ("badnets", "blended")
-SUPERFT = {"lr_max1": 0.5, "lr_max2": 0.01, "phase1": 280, "phase2": 190, "batch_size": 128}
+SUPERFT = {"lr_max1": 0.5, "lr_max2": 0.01, "phase1": 280, "phase2": 190, "batch_size": 128,
+           "mixup": False}  # fmt: skip
 SHIFT = {"pad": 2}  # the victims' own augmentation
 # share of the clean training images -> settings of the repairs
 CLEAN = {

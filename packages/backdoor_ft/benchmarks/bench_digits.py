@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from backdoor_ft.attacks import plan_attack
 from backdoor_ft.data import digits
-from backdoor_ft.defenses import FT, Scratch, SuperFT
+from backdoor_ft.defenses import FT, Scratch, SuperFT, Unlearn
 from backdoor_ft.engine import train
 from backdoor_ft.metrics import score
 from backdoor_ft.models import SmallCNN
@@ -14,7 +14,13 @@ from backdoor_ft.sequela import metric_attacks
 from common import goal, parser, write
 
 ATTACKS = ("badnets", "blended", "sig")
-REPAIRS = {"FT": FT(), "SFT": SuperFT(), "scratch": Scratch(batch_size=64)}
+REPAIRS = {
+    "FT": FT(),
+    "SFT": SuperFT(),
+    "SFT without mixup": SuperFT(phase2=120, mixup=False),
+    "unlearn": Unlearn(),
+    "scratch": Scratch(batch_size=64),
+}
 
 
 def main() -> None:

@@ -79,11 +79,12 @@ REPAIRS: dict[str, Defense] = {
     "FT": FT(steps=300, augment=AUGMENT),
     # the setting of bench_cifar.py
     "SFT": SuperFT(
-        lr_max1=0.5, lr_max2=0.01, phase1=280, phase2=190, batch_size=128, augment=AUGMENT
+        lr_max1=0.5, lr_max2=0.01, phase1=280, phase2=190, batch_size=128, augment=AUGMENT,
+        mixup=False,
     ),
     "SFT, twice the peak, then the victim's answers": SuperFT(
         lr_max1=1.0, lr_max2=0.1, phase1=300, phase2=600, distill=0.95, batch_size=128,
-        augment=AUGMENT,
+        augment=AUGMENT, mixup=False,
     ),
     "FST": FST(steps=300, augment=AUGMENT),
     "CLP": CLP(),

@@ -128,5 +128,6 @@ def test_resistant_attackers_implant(digits):
     hard = sbl(models.SmallCNN, plan, train, recipe=bft.Recipe(steps=150), anchor_steps=40)
     assert attack_success(hard, test, plan) >= 0.9
     aware = sft_aware(models.SmallCNN, plan, train, rounds=1, recipe=bft.Recipe(steps=240),
-                      defense=SuperFT(lr_max1=1.0, lr_max2=0.05, phase1=20, phase2=20))  # fmt: skip
+                      defense=SuperFT(lr_max1=1.0, lr_max2=0.05, phase1=20, phase2=20,
+                                      mixup=False))  # fmt: skip
     assert attack_success(aware, test, plan) >= 0.9

@@ -35,8 +35,8 @@ def test_run_folders_eval_and_sequela(folders, capsys):
     victim, fixed = folders / "victim", folders / "fixed"
     names = {p.name for p in victim.iterdir()}
     assert {"run.json", "model.safetensors", "plan.json", "poison_index.npy"} <= names
-    assert len((fixed / "lr.csv").read_text().splitlines()) == 361
-    assert len((fixed / "metrics.jsonl").read_text().splitlines()) == 360
+    assert len((fixed / "lr.csv").read_text().splitlines()) == 301
+    assert len((fixed / "metrics.jsonl").read_text().splitlines()) == 300
     assert run("eval", victim, fixed, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["der"] > 0.95

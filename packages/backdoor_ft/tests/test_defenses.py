@@ -25,6 +25,7 @@ from backdoor_ft.defenses.base import Context
 from backdoor_ft.defenses.distillation import attention
 from backdoor_ft.defenses.pruning import channel_lipschitz, norm_after
 from backdoor_ft.defenses.sharpness import adaptive_ascent
+from backdoor_ft.defenses.tuning import mixtures
 from backdoor_ft.detect import activation_clusters, anomaly_index, spectral_scores
 from backdoor_ft.metrics import accuracy, attack_success
 from torch import nn
@@ -32,7 +33,8 @@ from torch.func import functional_call
 
 # Few steps, for what must hold at any length.
 SHORT = {
-    "superft": {"phase1": 4, "phase2": 4, "ramp": (2, 2)}, "ft": {"steps": 6},
+    "superft": {"phase1": 4, "phase2": 4, "ramp": (2, 2)},
+    "unlearn": {"phase1": 4, "phase2": 4, "ramp": (2, 2), "search": 3}, "ft": {"steps": 6},
     "head_only": {"steps": 6}, "bn_recalibration": {"steps": 3}, "scratch": {"steps": 6},
     "ft_sam": {"steps": 4}, "pam": {"steps": 4}, "fst": {"steps": 4}, "d3": {"steps": 4},
     "nad": {"teacher_steps": 3, "steps": 3}, "fine_pruning": {"steps": 3}, "clp": {},
@@ -71,34 +73,61 @@ def test_protocol(name, digits, badnets):
 
 FAMILIES = {
     "batch norm": lambda: models.build("cnn", 1, 10, 8),
+    "residual": lambda: models.build("resnet8", 1, 10, 8),
     "group norm": lambda: models.build("cnn-gn", 1, 10, 8),
     "mlp": lambda: models.build("mlp", 1, 10, 8),
     "vit": lambda: models.build("vit", 1, 10, 8),
-    "resnet": lambda: models.build("resnet8", 1, 10, 8),
+    "convnext": lambda: models.build("convnext", 1, 10, 8),
+    "text transformer": lambda: models.build("text", 1, 4, 16),
+    "bert": lambda: tiny_bert(),
 }
+FILTERS = {"abl", "activation_clustering", "spectral"}
+PIXELS = {"ibau", "sau", "nc", "unlearn"}
+
+
+def tiny_bert():
+    transformers = pytest.importorskip("transformers", reason="extra hf is not there")
+    config = transformers.BertConfig(
+        vocab_size=82, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=16, num_labels=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return models.HuggingFaceLogits(transformers.BertForSequenceClassification(config))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", sorted(set(SHORT) - {"abl", "activation_clustering", "spectral"}))
-def test_every_family_or_one_clear_line(name, family, digits):
-    clean, _ = digits[0].split(60, 0)
-    defense, model = make(name, **SHORT[name]), FAMILIES[family]()
-    if "batch_norm" in defense.needs and family not in ("batch norm", "resnet"):
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_conformance(name, family, digits):
+    """Every defence on every family: a repair, or one clear line.
+
+    The victim is untouched, the repair is finite, in evaluation mode, of the same architecture,
+    with the same parameters to train, and one seed gives one model.
+    """
+    model = FAMILIES[family]()
+    text = family in ("text transformer", "bert")
+    clean = bft.data.toy_text(60) if text else digits[0].split(60, 0)[0]
+    trigger = bft.triggers.RareWord() if text else bft.triggers.BadNets(2)
+    poisoned = bft.poison(clean, trigger=trigger, ratio=0.2).dataset
+    defense = make(name, **SHORT[name])
+    before = values(model)
+    asked = {"poisoned": poisoned, "seed": 1}
+    if "batch_norm" in defense.needs and family not in ("batch norm", "residual"):
         with pytest.raises(InputError, match="batch normalisation"):
-            defense.repair(model, clean)
+            defense.repair(model, clean, **asked)
         return
-    result = defense.repair(model, clean)
-    assert torch.isfinite(bft.engine.predict(result.model, clean.inputs)).all()
-
-
-def test_text_family():
-    clean = bft.data.toy_text(200)
-    model = models.build("text", 1, 4, 16)
-    for name in ("superft", "ft", "ft_sam", "fst", "pam", "d3", "nad", "scratch", "fine_pruning"):
-        make(name, **SHORT[name]).repair(model, clean)
-    for name in ("ibau", "sau", "nc"):
+    if name in PIXELS and text:
         with pytest.raises(InputError, match="token ids"):
-            make(name, **SHORT[name]).repair(model, clean)
+            defense.repair(model, clean, **asked)
+        return
+    one, two = (defense.repair(model, clean, **asked).model for _ in range(2))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(m.training for m in one.modules())
+    assert {k: v.shape for k, v in one.state_dict().items()} == {
+        k: v.shape for k, v in before.items()
+    }
+    assert all(p.requires_grad for p in one.parameters())
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+    assert torch.isfinite(bft.engine.predict(one, clean.inputs)).all()
 
 
 def test_the_headline(digits, badnets, repaired):
@@ -367,6 +396,30 @@ def test_distillation_asks_for_the_victims_answers(digits, badnets):
     assert accuracy(only.repair(victim, wrong).model, digits[1]) < 0.9
 
 
+def test_mixtures_against_their_formula():
+    x, y = torch.rand(6, 2, 3, 3), torch.arange(6)
+    mixed, other, share = mixtures(x, y, torch.Generator().manual_seed(3))
+    assert ((share >= 0) & (share < 1)).all()
+    for k in range(6):
+        wanted = share[k] * x[k] + (1 - share[k]) * x[other[k]]
+        assert torch.allclose(mixed[k], wanted)
+    assert sorted(other.tolist()) == list(range(6))
+
+
+def test_presets_of_others_are_not_mixed_and_words_cannot_be():
+    assert SuperFT().mixup
+    assert SuperFT.from_preset("mini") == SuperFT()
+    assert not SuperFT.from_preset("paper").mixup
+    assert not SuperFT.from_preset("toolbox").mixup
+    clean = bft.data.toy_text(40)
+    model = models.build("text", 1, 4, 16)
+    one, two = (
+        SuperFT(phase1=4, phase2=4, ramp=(2, 2), lr_max1=0.1, mixup=m).repair(model, clean).model
+        for m in (True, False)
+    )
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters()))
+
+
 @pytest.mark.parametrize("option", [{"average": 2.0}, {"clip": 0.0}, {"distill": 1.5}])
 def test_options_of_super_fine_tuning_are_checked(option):
     with pytest.raises(InputError, match=next(iter(option))):
@@ -377,7 +430,14 @@ def test_scheduler_and_defence_agree(digits):
     """The defence equals a loop that a user writes with SuperFineTuneLR."""
     model = models.build("cnn-gn", 1, 10, 8, seed=1)
     defense = SuperFT(
-        phase1=8, phase2=4, ramp=(2, 2), batch_size=32, lr_max1=0.1, lr_max2=0.05, average=None
+        phase1=8,
+        phase2=4,
+        ramp=(2, 2),
+        batch_size=32,
+        lr_max1=0.1,
+        lr_max2=0.05,
+        average=None,
+        mixup=False,
     )
     found = defense.repair(model, digits[0], seed=4)
     own = copy.deepcopy(model).train()

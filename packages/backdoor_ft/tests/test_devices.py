@@ -8,12 +8,17 @@ model's device, cannot be combined with the weights. What reads values is given 
 import pytest
 import torch
 import torch.fx.experimental._config
-from backdoor_ft import models
+from backdoor_ft import Recipe, models
+from backdoor_ft.attacks.encoder import EncoderClassifier, badencoder, simclr
+from backdoor_ft.attacks.resistant import fisher_diagonal
+from backdoor_ft.attacks.standalone import adversarial_base, train_input_aware
+from backdoor_ft.attacks.transfer import with_head
 from backdoor_ft.defenses import make
 from backdoor_ft.defenses.base import Context
 from backdoor_ft.engine import predict
 from backdoor_ft.sequela import query_reactivation
 from backdoor_ft.stacked import fit_stacked
+from backdoor_ft.triggers import BadNets
 from test_defenses import SHORT
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -74,6 +79,25 @@ def test_reactivation_follows_the_model(digits, badnets):
     model = models.build("cnn", 1, 10, 8).to("meta")
     clean, _ = digits[0].split(64, 0)
     assert 0 <= query_reactivation(model, victim, clean, digits[1], plan, steps=2) <= 1
+
+
+@pytest.mark.usefixtures("valueless")
+def test_attacks_follow_the_model(digits):
+    """Input-aware, SimCLR, BadEncoder, its classifier, PGD, Fisher and a new head."""
+    few, brief = digits[0].split(40, 0)[0], Recipe(steps=2, batch_size=20)
+    model = models.build("cnn", 1, 10, 8).to("meta")
+    found, plan = train_input_aware(model, few, recipe=brief, ratio=0.2)
+    assert found is model
+    assert plan.trigger.apply(few.inputs).device.type == "cpu"
+    encoder = simclr(model.features, few, steps=2, batch_size=20)
+    bad = badencoder(encoder, few, few.inputs[:3], BadNets(2), steps=2, batch_size=20)
+    classifier = EncoderClassifier(bad, 64, 10)
+    hard = adversarial_base(model, few, steps=2)
+    assert hard.inputs.device.type == "cpu"
+    fisher = fisher_diagonal(model, few.subset(torch.arange(3)))
+    assert {t.device.type for t in fisher} == {"meta"}
+    for network in (found, encoder, bad, classifier, with_head(model, 5)):
+        assert all(p.device.type == "meta" for p in network.parameters())
 
 
 @needs_gpu

@@ -117,7 +117,7 @@ def test_stacked_bad_members(digits):
                     batch_size=4, rate=lambda s: 0.1)  # fmt: skip
 
 
-def _worker(rank, port, queue):
+def _worker(rank, port, queue, folder):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
@@ -128,6 +128,12 @@ def _worker(rank, port, queue):
         fit(model, train, steps=5, batch_size=64, rate=lambda s: 0.05, seed=1, shard=shard,
             on_step=lambda step, m, lr, loss, parts=parts: parts.append(local_size(m)))  # fmt: skip
         queue.put((rank, shard, state(model).numpy(), parts[-1] / local_size(model)))
+    # stopped after 3 steps and gone on from the checkpoint, which one process wrote
+    for steps in (3, 5):
+        model = models.build("cnn-gn", 1, 10, 8, seed=0)
+        log = fit(model, train, steps=steps, batch_size=64, rate=lambda s: 0.05, seed=1, shard=True,
+                  checkpoint=folder / "c.pt", checkpoint_every=3)  # fmt: skip
+    queue.put((rank, "resumed", state(model).numpy(), len(log)))
     torch.distributed.destroy_process_group()
 
 
@@ -137,16 +143,16 @@ def local_size(model):
     return sum(p.numel() for p in own)
 
 
-def test_two_processes_give_the_weights_of_one(digits):
+def test_two_processes_give_the_weights_of_one(digits, tmp_path):
     """Whole on each process (DDP), or sharded over both (FSDP2), which then hold half of it."""
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
     port = 20000 + os.getpid() % 20000
-    workers = [context.Process(target=_worker, args=(r, port, queue)) for r in range(2)]
+    workers = [context.Process(target=_worker, args=(r, port, queue, tmp_path)) for r in range(2)]
     for w in workers:
         w.start()
     found = {(r, shard): (weights, share) for r, shard, weights, share in
-             (queue.get() for _ in range(4))}  # fmt: skip
+             (queue.get() for _ in range(6))}  # fmt: skip
     for w in workers:
         w.join()
     alone = models.build("cnn-gn", 1, 10, 8, seed=0)
@@ -155,16 +161,14 @@ def test_two_processes_give_the_weights_of_one(digits):
         assert (found[0, shard][0] == found[1, shard][0]).all()
         assert state(alone).numpy() == pytest.approx(found[0, shard][0], abs=1e-5)
         assert found[0, shard][1] == pytest.approx(share, abs=0.1)
-
-
-def test_shards_are_not_checkpointed(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-    model = models.build("mlp", 1, 10, 8)
-    with pytest.raises(InputError, match="checkpoint"):
-        fit(model, digits[0], steps=1, batch_size=8, rate=lambda s: 0.1, shard=True,
-            checkpoint=tmp_path / "c.pt")  # fmt: skip
+    for rank in range(2):
+        assert found[rank, "resumed"][0] == pytest.approx(found[0, True][0], abs=1e-6)
+        assert found[rank, "resumed"][1] == 5
+    # the checkpoint is whole: one process goes on from it
+    other = models.build("cnn-gn", 1, 10, 8, seed=9)
+    fit(other, digits[0], steps=5, batch_size=64, rate=lambda s: 0.05, seed=1,
+        checkpoint=tmp_path / "c.pt")  # fmt: skip
+    assert state(other).numpy() == pytest.approx(state(alone).numpy(), abs=1e-5)
 
 
 class Evil:

@@ -132,8 +132,8 @@ def run_matrix(
     for name, defense, ratio, seed in matrix.cells():
         key = {**common, "attack": name, "ratio": ratio, "seed": seed}
         of_cell = {**key, "defense": defense, "clean": matrix.clean, "gate": matrix.gate}
-        if matrix.settings.get(defense):
-            of_cell["settings"] = matrix.settings[defense]
+        if defense in REGISTRY:  # with the defaults, which may change between two runs
+            of_cell["settings"] = asdict(make(defense, **matrix.settings.get(defense, {})))
         cell = address(of_cell)
         path = root / "cells" / f"{cell}.json"
         if path.exists():

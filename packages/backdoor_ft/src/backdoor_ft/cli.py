@@ -231,6 +231,7 @@ def repair_command(
     method: str = "auto",
     max_acc_drop: float = 0.01,
     budget: str | None = None,
+    screen: bool = True,
     limit: int | None = None,
     seed: int = 0,
     json: Annotated[bool, Parameter(name="--json")] = False,
@@ -256,11 +257,14 @@ def repair_command(
         spectral, which filter it; "plan" takes the victim folder's data set with its plan applied.
     method
         auto, superft, ft, ft_sam, fst, nad, fine_pruning, anp, clp, rnp, ibau, sau, nc, d3, pam,
-        head_only, bn_recalibration, scratch; abl, activation_clustering, spectral.
+        unlearn, head_only, bn_recalibration, scratch; abl, activation_clustering, spectral.
     max_acc_drop
         Accuracy on held-out clean data that may be lost; else exit code 3 and no files.
     budget
         Wall time for auto, such as 60s.
+    screen
+        Of auto: give a model in which no class stands out back as it is. Triggers that move pixels
+        or differ from image to image are not seen: --no-screen repairs whatever it looks like.
     limit
         Most images of each class, zip files only.
     seed
@@ -288,10 +292,11 @@ def repair_command(
         filtered = PoisonPlan.load(victim, load(run["data"], "train", run.get("limit"))).dataset
     elif poisoned is not None:
         filtered = load(poisoned, "train", limit)
+    screening: dict[str, Any] = {"screen": screen} if method == "auto" else {}
     with _progress(f"repairing by {method}"):
         result = repair(
             network, data, method=method, max_acc_drop=max_acc_drop, budget=budget,
-            poisoned=filtered, seed=seed,
+            poisoned=filtered, seed=seed, **screening,
         )  # fmt: skip
     content = result.to_json()
     if not result.accepted:

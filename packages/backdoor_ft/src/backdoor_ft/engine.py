@@ -17,6 +17,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from backdoor_ft.augment import NO_AUGMENT, Augment
 from backdoor_ft.data import LabeledData
@@ -27,6 +33,7 @@ from backdoor_ft.schedules import CosineConfig
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
+WHOLE = StateDictOptions(full_state_dict=True)
 Rate = Callable[[int], float]
 # (model, inputs, labels, optimizer) -> loss; makes the gradients and the optimiser's step
 Update = Callable[[nn.Module, Tensor, Tensor, torch.optim.Optimizer], Tensor]
@@ -210,7 +217,8 @@ def fit(
     augment : applied to each batch
     seed : of order and augmentation
     on_step : called after each step
-    checkpoint : file that the state goes to, and that a later call goes on from
+    checkpoint : file that the state goes to, whole even where it is sharded, and that a later call
+        goes on from, with any number of processes
     checkpoint_every : iterations between two writes
     precision : "float32", or "bfloat16" or "float16" for autocast; float16 scales the loss, as far
         as `update` steps through the optimiser that it is given and calls :func:`backward`
@@ -230,20 +238,21 @@ def fit(
     device = next(model.parameters()).device
     optimizer = optimizer or sgd(model.parameters())
     log: list[dict[str, float]] = []
+    state: dict[str, Any] | None = None
     if checkpoint is not None and checkpoint.exists():
-        log = _resume(checkpoint, model, optimizer)
+        state, log = _resume(checkpoint, model)
     model.train()
     scaler = _check_precision(device, precision)
     distributed = dist.is_available() and dist.is_initialized()
     world, rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
     wrapped = origin = model
     if distributed and shard:
-        if checkpoint is not None:
-            raise InputError("checkpoint is not allowed with shard=True: a shard is not a model")
         wrapped = model = _sharded(origin)
         optimizer = type(optimizer)(wrapped.parameters(), **optimizer.defaults)
     elif distributed:
         wrapped = nn.parallel.DistributedDataParallel(model)
+    if state is not None:
+        _load_optimizer(checkpoint, model, optimizer, state)
     order = batches(len(data), batch_size, seed, len(log))
     inputs, labels = data.inputs, data.labels
     if device.type != "cpu":
@@ -264,15 +273,12 @@ def fit(
         log.append({"step": step, "lr": lr, "loss": loss})
         if on_step is not None:
             on_step(step, model, lr, loss)
-        if checkpoint is not None and rank == 0 and (step + 1) % checkpoint_every == 0:
-            _save(checkpoint, model, optimizer, log)
+        if checkpoint is not None and (step + 1) % checkpoint_every == 0:
+            _save(checkpoint, model, optimizer, log, rank)
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise DivergedError(f"a weight is not finite after {steps} steps")
     if model is not origin:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        whole = StateDictOptions(full_state_dict=True)
-        origin.load_state_dict(get_model_state_dict(model, options=whole))
+        origin.load_state_dict(get_model_state_dict(model, options=WHOLE))
     return log
 
 
@@ -288,24 +294,42 @@ def _sharded(model: nn.Module) -> nn.Module:
     return own
 
 
-def _save(path: Path, model: nn.Module, optimizer: Any, log: list[dict[str, float]]) -> None:
-    buffer = io.BytesIO()
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+def _save(
+    path: Path, model: nn.Module, optimizer: Any, log: list[dict[str, float]], rank: int
+) -> None:
+    """Write the whole state, gathered where it is sharded: all processes come here, one writes."""
+    state = {
+        "model": get_model_state_dict(model, options=WHOLE),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=WHOLE),
+        "log": log,
+    }
+    if rank == 0:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(path, buffer.getvalue())
 
 
-def _resume(path: Path, model: nn.Module, optimizer: Any) -> list[dict[str, float]]:
+def _resume(path: Path, model: nn.Module) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Load the weights and return the optimiser's state, whole, and the log."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        log: list[dict[str, float]] = state["log"]
-        return log
+        return state["optimizer"], state["log"]
     except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"checkpoint={str(path)!r} is not of this training: remove it to begin again"
-        ) from error
+        raise _foreign(path) from error
+
+
+def _load_optimizer(
+    path: Path | None, model: nn.Module, optimizer: Any, state: dict[str, Any]
+) -> None:
+    try:
+        set_optimizer_state_dict(model, optimizer, state, options=WHOLE)
+    except (RuntimeError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise _foreign(path) from error
+
+
+def _foreign(path: Path | None) -> InputError:
+    return InputError(f"checkpoint={str(path)!r} is not of this training: remove it to begin again")
 
 
 def train(

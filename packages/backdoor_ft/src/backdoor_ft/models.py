@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backdoor_ft.errors import InputError
@@ -128,6 +129,47 @@ class TinyViT(nn.Module):
         return out
 
 
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, layer normalisation, and a wide GELU layer (Liu et al. 2022)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.wide = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+        self.scale = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        out = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        out = self.scale * self.narrow(F.gelu(self.wide(out)))
+        summed: Tensor = x + out.permute(0, 3, 1, 2)
+        return summed
+
+
+class TinyConvNeXt(nn.Module):
+    """A small ConvNeXt: a patch stem, two stages, layer normalisation everywhere."""
+
+    def __init__(
+        self, size: int = 8, channels: int = 1, num_classes: int = 10, width: int = 24
+    ) -> None:
+        super().__init__()
+        patch = max(size // 4, 1)
+        self.stem = nn.Conv2d(channels, width, patch, patch)
+        self.first = ConvNeXtBlock(width)
+        self.between = nn.Sequential(nn.GroupNorm(1, width), nn.Conv2d(width, 2 * width, 2, 2))
+        self.second = ConvNeXtBlock(2 * width)
+        self.norm = nn.LayerNorm(2 * width)
+        self.head = nn.Linear(2 * width, num_classes)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        """Return logits."""
+        out = self.second(self.between(self.first(self.stem(x))))
+        logits: Tensor = self.head(self.norm(out.mean((2, 3))))
+        return logits
+
+
 class TextTransformer(nn.Module):
     """A small transformer over token ids; token 0 pads."""
 
@@ -166,6 +208,7 @@ _OWN: dict[str, Callable[[int, int, int], nn.Module]] = {
     "cnn-gn": lambda c, k, size: SmallCNN(c, k, norm="group"),
     "mlp": _mlp,
     "vit": lambda c, k, size: TinyViT(size, max(size // 4, 1), c, k),
+    "convnext": lambda c, k, size: TinyConvNeXt(size, c, k),
     "resnet8": lambda c, k, size: PreActResNet((1, 1, 1), 32, c, k, stem_stride=2),
     "preactresnet18": lambda c, k, size: PreActResNet((2, 2, 2, 2), 64, c, k),
     "text": lambda c, k, size: TextTransformer(length=size, num_classes=k),
@@ -177,7 +220,8 @@ def build(spec: str, channels: int, num_classes: int, size: int, seed: int = 0) 
 
     Parameters
     ----------
-    spec : cnn, cnn-gn, mlp, vit, resnet8, preactresnet18, text, ``timm:NAME``, ``hf:NAME``, or
+    spec : cnn, cnn-gn, mlp, vit, convnext, resnet8, preactresnet18, text, ``timm:NAME``,
+        ``hf:NAME``, or
         ``package.module:factory``, a callable that is called with (channels, num_classes)
     channels, num_classes, size : of the task; size is the edge of the images or the text's length
     seed : of the weights

@@ -35,7 +35,7 @@ class SuperFineTuneConfig:
     lr_max1: float = 1.5
     lr_max2: float = 0.1
     phase1: int = 240
-    phase2: int = 120
+    phase2: int = 60
     ramp: tuple[int, int] = (10, 10)
     momentum: float = 0.9
     weight_decay: float = 5e-4

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backdoor_ft.augment import Augment
 from backdoor_ft.data import LabeledData
-from backdoor_ft.engine import batches
+from backdoor_ft.engine import draw
 from backdoor_ft.triggers import Trigger
 
 
@@ -20,16 +20,17 @@ def nt_xent(one: Tensor, other: Tensor, temperature: float = 0.5) -> Tensor:
     similarity = z @ z.T / temperature
     similarity.fill_diagonal_(-1e9)
     n = len(one)
-    partner = torch.cat((torch.arange(n, 2 * n), torch.arange(n)))
+    rows = torch.arange(2 * n, device=z.device)
+    partner = (rows + n) % (2 * n)
     return F.cross_entropy(similarity, partner)
 
 
 def _view(x: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
     x = augment(x, generator)
     n = len(x)
-    gain = 0.7 + 0.6 * torch.rand(n, 1, 1, 1, generator=generator)
-    noise = 0.05 * torch.randn(x.shape, generator=generator)
-    return (x * gain + noise).clamp(0, 1)
+    gain = 0.7 + 0.6 * torch.rand(n, 1, 1, 1, generator=generator, device="cpu")
+    noise = 0.05 * torch.randn(x.shape, generator=generator, device="cpu")
+    return (x * gain.to(x) + noise.to(x)).clamp(0, 1)
 
 
 def simclr(
@@ -43,17 +44,19 @@ def simclr(
     seed: int = 0,
 ) -> nn.Module:
     """Pre-train an encoder [N, C, H, W] -> [N, D] without labels, in place."""
+    device = next(encoder.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with torch.no_grad():
-            width = encoder(data.inputs[:2]).shape[1]
+            width = encoder(data.inputs[:2].to(device)).shape[1]
         head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection))
+    head.to(device)
     optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], 1e-3)
     generator = torch.Generator().manual_seed(seed)
-    order = batches(len(data), batch_size, seed, 0)
+    batch = draw(data, batch_size, seed, device)
     encoder.train()
     for _ in range(steps):
-        x = data.inputs[next(order)]
+        x, _ = next(batch)
         loss = nt_xent(
             head(encoder(_view(x, augment, generator))), head(encoder(_view(x, augment, generator)))
         )
@@ -91,10 +94,12 @@ def badencoder(
     clean = encoder.eval()
     bad = copy.deepcopy(encoder).eval()
     optimizer = torch.optim.SGD(bad.parameters(), lr, momentum=0.9, weight_decay=5e-4)
-    order = batches(len(shadow), batch_size, seed, 0)
+    device = next(encoder.parameters()).device
+    reference = reference.to(device)
+    batch = draw(shadow, batch_size, seed, device)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        x = shadow.inputs[next(order)]
+        x, _ = next(batch)
         with torch.no_grad():
             kept = clean(x)
             augmented = augment(reference, generator)
@@ -117,7 +122,7 @@ class EncoderClassifier(nn.Module):
         self.encoder = copy.deepcopy(encoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = nn.Linear(width, num_classes)
+            self.head = nn.Linear(width, num_classes).to(next(self.encoder.parameters()).device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""

@@ -26,7 +26,8 @@ def fisher_diagonal(model: nn.Module, data: LabeledData) -> list[Float[Tensor, .
     model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     total = [torch.zeros_like(p) for p in parameters]
-    for x, y in zip(data.inputs.split(1), data.labels.split(1)):
+    device = next(model.parameters()).device
+    for x, y in zip(data.inputs.to(device).split(1), data.labels.to(device).split(1)):
         loss = F.cross_entropy(model(x), y)
         for t, g in zip(total, torch.autograd.grad(loss, parameters, allow_unused=True)):
             if g is not None:

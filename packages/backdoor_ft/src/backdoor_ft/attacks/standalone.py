@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backdoor_ft.data import LabeledData
-from backdoor_ft.engine import RECIPES, Recipe, batches, sgd, train
+from backdoor_ft.engine import RECIPES, Recipe, draw, sgd, train
 from backdoor_ft.errors import InputError
 from backdoor_ft.poison import PoisonPlan, poison
 from backdoor_ft.schedules import CosineConfig
@@ -82,13 +82,14 @@ def adversarial_base(
 ) -> LabeledData:
     """Return images made hard by PGD, as label-consistent poisoning wants them."""
     model.eval()
-    x, y = data.inputs, data.labels
+    device = next(model.parameters()).device
+    x, y = data.inputs.to(device), data.labels.to(device)
     delta = torch.zeros_like(x)
     for _ in range(steps):
         delta.requires_grad_()
         (slope,) = torch.autograd.grad(F.cross_entropy(model(x + delta), y), delta)
         delta = (delta + epsilon / 4 * slope.sign()).clamp(-epsilon, epsilon).detach()
-    return replace(data, inputs=(x + delta).clamp(0, 1))
+    return replace(data, inputs=(x + delta).clamp(0, 1).cpu())
 
 
 def train_input_aware(
@@ -116,16 +117,16 @@ def train_input_aware(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = model if isinstance(model, nn.Module) else model()
+    device = next(network.parameters()).device
     start = InputAware(channels=data.inputs.shape[1], width=width, density=density, seed=seed)
-    kernels = [k.clone().requires_grad_() for k in start.kernels()]
+    kernels = [k.to(device, copy=True).requires_grad_() for k in start.kernels()]
     victim_optimizer = sgd(network.parameters(), recipe.momentum, recipe.weight_decay)
     trigger_optimizer = torch.optim.Adam(kernels, 0.01)
     rate = CosineConfig(recipe.lr, recipe.steps).learning_rate
-    order = batches(len(data), recipe.batch_size, seed, 0)
+    batch = draw(data, recipe.batch_size, seed, device)
     network.train()
     for step in range(recipe.steps):
-        index = next(order)
-        x, y = data.inputs[index], data.labels[index]
+        x, y = next(batch)
         count = max(round(ratio * len(x)), 1)
         others = x[count : 2 * count]
         pattern, mask = InputAware.pattern_and_mask(x[:count], kernels, density)
@@ -137,7 +138,7 @@ def train_input_aware(
         apart = (x[:count] - x[2 * count : 3 * count]).flatten(1).norm(dim=1) / (
             (pattern - foreign).flatten(1).norm(dim=1) + 1e-3
         )
-        labels = torch.cat((torch.full((count,), target), y[count:]))
+        labels = torch.cat((torch.full((count,), target, device=device), y[count:]))
         logits = network(torch.cat((poisoned, crossed, x[2 * count :])))
         loss = F.cross_entropy(logits, labels)
         victim_optimizer.zero_grad()
@@ -147,7 +148,7 @@ def train_input_aware(
             group["lr"] = rate(step)
         victim_optimizer.step()
         trigger_optimizer.step()
-    weights: Tensor = torch.cat([k.detach().flatten() for k in kernels])
+    weights: Tensor = torch.cat([k.detach().flatten() for k in kernels]).cpu()
     trigger = replace(start, weights=tuple(weights.tolist()))
     plan = poison(data, trigger=trigger, target=target, ratio=ratio, seed=seed)
     return network.eval(), plan

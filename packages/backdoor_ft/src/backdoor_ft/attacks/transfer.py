@@ -40,7 +40,11 @@ def with_head(model: nn.Module, num_classes: int, seed: int = 0) -> nn.Module:
     parent = fresh.get_submodule(name.rpartition(".")[0]) if "." in name else fresh
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        setattr(parent, name.rpartition(".")[2], nn.Linear(head.in_features, num_classes))
+        setattr(
+            parent,
+            name.rpartition(".")[2],
+            nn.Linear(head.in_features, num_classes).to(head.weight.device),
+        )
     return fresh
 
 

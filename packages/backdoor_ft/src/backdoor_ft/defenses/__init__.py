@@ -10,6 +10,7 @@ from backdoor_ft.defenses.masks import ANP, RNP
 from backdoor_ft.defenses.pruning import CLP, FinePruning
 from backdoor_ft.defenses.sharpness import FTSAM, PAM
 from backdoor_ft.defenses.tuning import FT, BNRecalibration, HeadOnly, Scratch, SuperFT
+from backdoor_ft.defenses.unlearning import Unlearn, universal_patterns
 
 __all__ = [
     "ABL",
@@ -35,5 +36,7 @@ __all__ = [
     "Scratch",
     "SpectralSignatures",
     "SuperFT",
+    "Unlearn",
     "make",
+    "universal_patterns",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -17,6 +18,36 @@ from backdoor_ft.engine import backward, draw, plain_update, sgd, step_optimizer
 from backdoor_ft.errors import InputError
 from backdoor_ft.models import head_of
 from backdoor_ft.schedules import CosineConfig, SuperFineTuneConfig, preset
+
+# (model, inputs, labels, step) -> loss
+Lesson = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+
+
+@torch.no_grad()
+def answers(model: nn.Module, x: Tensor) -> Tensor:
+    """Return a model's logits, of which no gradient goes back."""
+    found: Tensor = model(x)
+    return found
+
+
+def apart(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """Return the distance of softened answers from wanted ones (Hinton et al. 2015)."""
+    found = (logits / temperature).log_softmax(1)
+    target = (wanted / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(found, target, reduction="batchmean", log_target=True)
+
+
+def mixtures(x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix every sample with another one of the batch.
+
+    Returns
+    -------
+    mixed samples, the other samples' labels, and the share of the own sample, uniform in [0, 1)
+    """
+    share = torch.rand(len(x), generator=generator, device="cpu").to(x.device)
+    other = torch.randperm(len(x), generator=generator, device="cpu").to(x.device)
+    wide = share.view(-1, *[1] * (x.ndim - 1))
+    return wide * x + (1 - wide) * x[other], y[other], share
 
 
 @dataclass(frozen=True)
@@ -34,6 +65,8 @@ class SuperFT(Defense):
     clip : largest norm of the gradient, for networks that the peak rate breaks; None for none
     distill, temperature : share of the loss of phase 2 that asks for the victim's softened
         answers to the same clean images, which hold more of the task than few labels
+    mixup : in phase 1, beside each batch its convex mixtures with their mixed labels (Zhang et al.
+        2018), as half of the loss; not for token ids. False is the paper's loss
     """
 
     name: ClassVar[str] = "superft"
@@ -41,7 +74,7 @@ class SuperFT(Defense):
     lr_max1: float = 1.5
     lr_max2: float = 0.1
     phase1: int = 240
-    phase2: int = 120
+    phase2: int = 60
     ramp: tuple[int, int] = (10, 10)
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -52,6 +85,7 @@ class SuperFT(Defense):
     clip: float | None = None
     distill: float = 0.0
     temperature: float = 3.0
+    mixup: bool = True
 
     def __post_init__(self) -> None:
         if self.average is not None and not 0 <= self.average <= 1:
@@ -64,7 +98,8 @@ class SuperFT(Defense):
     @staticmethod
     def from_preset(name: str) -> SuperFT:
         """Return the defence with a preset of :data:`backdoor_ft.schedules.PRESETS`."""
-        return SuperFT(**{**asdict(preset(name)), "ramp": preset(name).ramp})
+        own = {"ramp": preset(name).ramp, "mixup": name == "mini"}
+        return SuperFT(**{**asdict(preset(name)), **own})
 
     @property
     def schedule(self) -> SuperFineTuneConfig:
@@ -93,32 +128,20 @@ class SuperFT(Defense):
         def limit(_optimizer: object, _args: object, _options: object) -> None:
             nn.utils.clip_grad_norm_(model.parameters(), float(self.clip or 0))
 
-        victim = copy.deepcopy(model).eval()
-
-        def distilled(
-            m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer
-        ) -> Tensor:
-            with torch.no_grad():
-                wanted = (victim(x) / self.temperature).log_softmax(1)
-            optimizer.zero_grad(set_to_none=True)
-            logits = m(x)
-            found = (logits / self.temperature).log_softmax(1)
-            apart = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-            loss = (1 - self.distill) * F.cross_entropy(logits, y)
-            loss = loss + self.distill * self.temperature**2 * apart
-            backward(loss)
-            step_optimizer(optimizer)
-            return loss.detach()
-
+        lesson = self.lesson(copy.deepcopy(model).eval(), clean, context)
         mean = [] if self.average is None else [torch.zeros_like(p) for p in model.parameters()]
         done = taken = 0
 
         def update(m: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
             nonlocal done, taken
-            if self.distill and done >= self.phase1:
-                loss = distilled(m, x, y, optimizer)
-            else:
+            if lesson is None or not self.teaches(done):
                 loss = plain_update(m, x, y, optimizer)
+            else:
+                optimizer.zero_grad(set_to_none=True)
+                taught = lesson(m, x, y, done)
+                backward(taught)
+                step_optimizer(optimizer)
+                loss = taught.detach()
             done += 1
             late = self.average is not None and done > self.average * self.phase1
             if late and (done % sum(self.ramp) == 0 or done == schedule.steps):
@@ -150,6 +173,32 @@ class SuperFT(Defense):
                     p.copy_(kept)
             estimate_statistics(model, clean, self.batch_size, context.seed)
         return model
+
+    def teaches(self, step: int) -> bool:
+        """Whether a step takes the loss of :meth:`lesson`, not the plain one."""
+        return self.mixup if step < self.phase1 else self.distill > 0
+
+    def lesson(self, victim: nn.Module, clean: LabeledData, context: Context) -> Lesson | None:
+        """Return the loss of the steps that have another than the plain one, if there are any."""
+        if clean.is_text and not self.distill:
+            return None
+
+        def mixed(m: nn.Module, x: Tensor, y: Tensor, step: int) -> Tensor:
+            draws = torch.Generator().manual_seed((context.seed << 20) + step)
+            both, other, share = mixtures(x, y, draws)
+            logits, blended = m(torch.cat((x, both))).chunk(2)
+            first = share * F.cross_entropy(blended, y, reduction="none")
+            second = (1 - share) * F.cross_entropy(blended, other, reduction="none")
+            return (F.cross_entropy(logits, y) + (first + second).mean()) / 2
+
+        def loss(m: nn.Module, x: Tensor, y: Tensor, step: int) -> Tensor:
+            if step < self.phase1:
+                return F.cross_entropy(m(x), y) if clean.is_text else mixed(m, x, y, step)
+            logits = m(x)
+            taught = apart(logits, answers(victim, x), self.temperature)
+            return (1 - self.distill) * F.cross_entropy(logits, y) + self.distill * taught
+
+        return loss
 
 
 @dataclass(frozen=True)
